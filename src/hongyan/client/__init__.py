@@ -1,0 +1,1 @@
+"""The Python client: each message once and in order for the application."""

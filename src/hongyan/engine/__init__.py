@@ -1,0 +1,1 @@
+"""Admit, commit, sequence, deliver: the rules of conversations, without sockets."""

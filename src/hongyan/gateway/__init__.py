@@ -1,0 +1,1 @@
+"""Sockets: handshake, frames, login state, heartbeats, outboxes, fan-out."""

@@ -1,0 +1,1 @@
+"""REST for accounts, health and metrics."""

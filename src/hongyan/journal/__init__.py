@@ -1,0 +1,1 @@
+"""The ordered, durable log every change goes through (port and adapters)."""

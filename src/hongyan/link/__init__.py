@@ -1,0 +1,1 @@
+"""What the gateway and the engine say to each other."""

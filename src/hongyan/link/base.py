@@ -1,0 +1,147 @@
+"""The two sides of the link between gateways and the engine.
+
+`EngineApi` is what a gateway may ask, `GatewayApi` what the engine tells. Sessions are named by an int
+that the gateway chooses (unique in the process); nothing else of a connection crosses the link, so the
+same calls can be batched over a Unix socket. Everything runs on one event loop; sync calls never block.
+Addresses have their sigil, users and devices are ids. Any call that answers may raise `Refused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from hongyan.errors import WireError
+from hongyan.protocol.outcomes import Outcome
+from hongyan.protocol.state import Message
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where a send came from. `ref` is the request's `message_id`."""
+
+    session: int
+    ref: str
+
+
+class Told(msgspec.Struct, frozen=True, gc=False):
+    """One outcome to tell. `origin` None: no one waits (a replay, a command answered by its future).
+    `user`: who asked."""
+
+    origin: Origin | None
+    user: str
+    outcome: Outcome
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A message as one viewer sees it in sync or history: `conversation` is the viewer's address;
+    `own`: the viewer sent it (carries `key`)."""
+
+    conversation: str
+    message: Message
+    own: bool
+
+
+class SyncPage(msgspec.Struct, frozen=True):
+    """`page` None: complete (`has_more` False)."""
+
+    items: Sequence[Item]
+    has_more: bool
+    page: str | None
+
+
+class HistoryPage(msgspec.Struct, frozen=True):
+    items: Sequence[Item]
+    has_more: bool
+
+
+class ConversationItem(msgspec.Struct, frozen=True):
+    conversation: str
+    last_seq: int
+    first_seq: int
+    acked_seq: int
+    last_message: Item | None
+
+
+class ConversationsPage(msgspec.Struct, frozen=True):
+    items: Sequence[ConversationItem]
+    has_more: bool
+    page: str | None
+
+
+class PresenceState(msgspec.Struct, frozen=True):
+    """`last_seen` in ms, None while online or unknown."""
+
+    online: bool
+    last_seen: int | None
+
+
+class GatewayApi(Protocol):
+    """What the engine tells its gateway. Must not raise, must not block."""
+
+    def tell(self, told: Sequence[Told]) -> None:
+        """Outcomes of one or more batches, in fold order, after the store has them. Per outcome:
+
+        Stored -> `ack` to `origin` (unless None), push `message` to every other session of the
+        conversation's users (topics `@user` of a direct chat, `#group`); the sender's other sessions
+        get it with `key`. Duplicate -> `ack` with duplicate true to `origin`. Rejected -> `error`.
+        GroupChanged -> first update the topics of the `joined` / `left` user's sessions, then push
+        `group_event`s. Done, UserReady -> nothing.
+        """
+
+    def refuse(self, origins: Sequence[Origin], error: WireError) -> None:
+        """`error` to each of these sends (`unavailable`: the batch could not be made durable)."""
+
+    def replace(self, session: int) -> None:
+        """Close with 4409: the device logged in elsewhere. The engine has forgotten the session."""
+
+    def presence(self, session: int, states: Mapping[str, PresenceState]) -> None:
+        """Push `presence` (keys are addresses)."""
+
+
+class EngineApi(Protocol):
+    """What a gateway may ask."""
+
+    async def login(self, session: int, user: str, device: str, platform: str) -> str:
+        """Returns the `session_id`. The gateway carries the topic `@user` before it calls; when this
+        returns the user's groups are carried too (`GatewayApi` topics via `groups`). Raises Refused
+        (`limit_exceeded`, `busy`, `unavailable`)."""
+
+    def groups(self, user: str) -> Sequence[str]:
+        """Addresses of the groups the user is a member of, now."""
+
+    def logout(self, session: int) -> None:
+        """The connection is gone. Idempotent; unknown sessions are ignored."""
+
+    def send(
+        self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool
+    ) -> None:
+        """Admit a message (checked: valid address, JSON content within limits). Answered through
+        `GatewayApi.tell` or `.refuse` within 10 s; raises Refused (`busy`, `unavailable`) at once."""
+
+    def ack(self, session: int, acks: Mapping[str, int]) -> None:
+        """Cumulative acknowledgements, address -> seq (ints >= 0). Clamped, never backwards; foreign
+        conversations are skipped."""
+
+    async def create_group(self, session: int, group: str | None, name: str, join: str) -> dict[str, Any]:
+        """Returns the answer's `data` without `ref`; so do the next three."""
+
+    async def join_group(self, session: int, group: str) -> dict[str, Any]: ...
+
+    async def leave_group(self, session: int, group: str) -> dict[str, Any]: ...
+
+    async def invite(self, session: int, group: str, users: Sequence[str]) -> dict[str, Any]:
+        """`users` are addresses."""
+
+    async def sync(self, session: int, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
+        """At most 256 KiB of content a page, but always one item where there is one."""
+
+    async def history(
+        self, session: int, conversation: str, before: int | None, after: int | None, limit: int
+    ) -> HistoryPage: ...
+
+    async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage: ...
+
+    def presence(self, session: int, users: Sequence[str], subscribe: bool | None) -> dict[str, PresenceState]:
+        """States by address. Raises Refused `limit_exceeded` past 1,000 subscriptions."""

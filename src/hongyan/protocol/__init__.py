@@ -1,0 +1,1 @@
+"""The wire contract as pure code: no asyncio, no I/O, no clock."""

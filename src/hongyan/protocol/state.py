@@ -1,0 +1,99 @@
+"""The rows of the view: what the records of the journal add up to. Immutable; a change is a new row.
+
+Encoded as MessagePack arrays; fields are only ever added at the end, with a default.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A stored message. `id` Snowflake, `at` its server time in ms, `content` JSON bytes,
+    `key` the sender's `message_id`. (conversation, seq) is its place."""
+
+    conversation: str
+    seq: int
+    id: int
+    at: int
+    sender: str
+    key: str
+    content_type: str
+    content: bytes
+
+
+class Sent(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where the message of a (sender, conversation, key) went: what a duplicate is acknowledged with."""
+
+    seq: int
+    id: int
+    at: int
+
+
+class Conversation(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """`last_seq` 0: no message yet. `last_at`: ms of the newest message. The rest is for groups:
+    `owner` "" while the group is empty; `members` the count; `next_position` the next member's place
+    in the order of joining (never used twice)."""
+
+    last_seq: int
+    last_at: int
+    name: str = ""
+    join: str = ""
+    owner: str = ""
+    creator: str = ""
+    members: int = 0
+    next_position: int = 1
+
+
+class Membership(msgspec.Struct, array_like=True, frozen=True):
+    """One user in one conversation. `position` 0: invited only, not a member (groups);
+    direct chats: `position` 1, `first_seq` 1. `cursors`: device number -> highest acknowledged seq;
+    a device without an entry stands at `first_seq` - 1."""
+
+    first_seq: int
+    joined_at: int
+    position: int
+    cursors: dict[int, int] = {}
+
+
+class Device(msgspec.Struct, array_like=True, frozen=True):
+    """`number`: unique among the user's devices for ever, also after one was forgotten."""
+
+    number: int
+    platform: str
+    last_used: int
+
+
+class User(msgspec.Struct, array_like=True, frozen=True):
+    """`password`: argon2id hash, or "" (only tokens). `devices`: by device id. `groups`: how many
+    groups the user is a member of. `last_seen`: ms, 0 never."""
+
+    created_at: int
+    password: str = ""
+    devices: dict[str, Device] = {}
+    next_device: int = 1
+    groups: int = 0
+    last_seen: int = 0
+
+
+class Changes:
+    """What one journal batch changes, as absolute rows; None deletes. Applied as one unit.
+
+    messages: new messages in fold order (the store derives the `Sent` row of each);
+    conversations: by key; users: by id; memberships: by (user id, conversation key);
+    members: by (group address, position) -> user id.
+    """
+
+    __slots__ = ("conversations", "members", "memberships", "messages", "sent", "users")
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        # (sender, conversation, key) of this batch's messages: what `find` must see before the store does
+        self.sent: dict[tuple[str, str, str], Sent] = {}
+        self.conversations: dict[str, Conversation] = {}
+        self.users: dict[str, User] = {}
+        self.memberships: dict[tuple[str, str], Membership | None] = {}
+        self.members: dict[tuple[str, int], str | None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.conversations or self.users or self.memberships or self.members)

@@ -1,0 +1,1 @@
+"""The view of the journal that reads come from (port and adapters)."""

@@ -1,0 +1,51 @@
+"""The store port: the view that a journal adds up to, written in batches with the journal's offset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
+
+
+class Store(Protocol):
+    """All reads see every applied change (tail and disk merged). What is on disk is always exactly
+    the state at one offset: a crash loses a suffix of the changes, which the journal replays."""
+
+    @property
+    def offset(self) -> int:
+        """The offset applied last (in memory at least)."""
+
+    @property
+    def full(self) -> bool:
+        """The tail is at its limit: admit says `busy` until it has been written down."""
+
+    def apply(self, offset: int, changes: Changes) -> None:
+        """Take the changes of the batch that ends at `offset` (> the last). In memory at once,
+        on disk later, whole batches in offset order. Never blocks for the disk, never raises for it."""
+
+    def conversation(self, key: str) -> Conversation | None: ...
+
+    def user(self, user: str) -> User | None: ...
+
+    def membership(self, user: str, conversation: str) -> Membership | None: ...
+
+    def find(self, sender: str, conversation: str, key: str) -> Sent | None:
+        """The newest message of this sender with this key in the conversation, however old."""
+
+    def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
+        """(position, user) of a group's members, ascending from position > `after`."""
+
+    def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
+        """(conversation key, row) of a user (invitations too: `position` 0), ascending from key > `after`."""
+
+    def messages(self, conversation: str, low: int, high: int, limit: int, newest: bool = False) -> list[Message]:
+        """Messages with low <= seq <= high, ascending; the first `limit` of them, or with `newest`
+        the last `limit`. At most about 512 KiB of content a call, but always one where there is one:
+        callers go on from what they got."""
+
+    async def sync(self) -> int:
+        """Write down the tail as it is now and make it survive power loss. Returns the offset that is safe."""
+
+    async def close(self) -> None:
+        """Write down the tail, sync, close. Idempotent."""
