@@ -3,6 +3,7 @@
 A record states what was *asked*, never what came of it: the outcome is the sequencer's, the same at
 every replay. `id` is the record's Snowflake id, `at` the time it was admitted (ms since the Unix
 epoch). `conversation` is a conversation key, `user`, `sender`, `device` are ids, `group` an address.
+Limits that decide an outcome are in the record, so that a replay under other settings decides the same.
 Fields are only ever added at the end, with a default: old journals stay readable.
 """
 
@@ -33,6 +34,7 @@ class CreateGroup(msgspec.Struct, array_like=True, tag="g", frozen=True):
     group: str
     name: str
     join: str
+    max_groups: int = 5000
 
 
 class Join(msgspec.Struct, array_like=True, tag="j", frozen=True):
@@ -78,6 +80,7 @@ class Login(msgspec.Struct, array_like=True, tag="d", frozen=True):
     user: str
     device: str
     platform: str
+    max_devices: int = 100
 
 
 class Cursors(msgspec.Struct, array_like=True, tag="c", frozen=True):

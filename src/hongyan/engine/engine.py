@@ -1,0 +1,299 @@
+"""The engine: what gateways ask (`EngineApi`), put together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hongyan.config import Settings
+from hongyan.engine.committer import Committer
+from hongyan.engine.cursors import MAX_ENTRIES, CursorQueue
+from hongyan.engine.presence import Presence
+from hongyan.engine.reads import Reader
+from hongyan.engine.recovery import Recovered, recover
+from hongyan.engine.sequencer import Sequencer
+from hongyan.engine.sessions import Session, Sessions
+from hongyan.engine.throttle import Throttle
+from hongyan.engine.window import Window
+from hongyan.errors import Refused, refused
+from hongyan.ids import Snowflake
+from hongyan.journal.base import Journal
+from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, Origin, PresenceState, SyncPage
+from hongyan.metrics import Counters
+from hongyan.protocol import records
+from hongyan.protocol.names import conversation_key
+from hongyan.protocol.outcomes import GroupChanged, Outcome, Rejected
+from hongyan.store.base import Store
+
+TICK_S = 0.1
+
+
+class Engine:
+    """One per process. `start` recovers and opens for work, `close` commits what was admitted."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        store: Store,
+        snowflake: Snowflake,
+        counters: Counters,
+        *,
+        now_ms: Callable[[], int],
+        monotonic_ms: Callable[[], int],
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._store = store
+        self._snowflake = snowflake
+        self._now_ms = now_ms
+        self._monotonic_ms = monotonic_ms
+        self._fatal = fatal
+        self._window = Window(settings.dedup_window_ms, settings.dedup_window_messages)
+        self._sequencer = Sequencer(store, self._window)
+        self._committer = Committer(
+            journal, store, self._sequencer, counters, now_ms=now_ms, last_log_ms=0,
+            batch_records=settings.batch_records, batch_bytes=settings.batch_bytes,
+            max_pending_bytes=settings.max_pending_bytes, fatal=fatal,
+        )  # fmt: skip
+        self._sessions = Sessions()
+        self._logging_in: dict[str, dict[int, str]] = {}  # user -> session number -> device
+        self._reader = Reader(store)
+        self._cursors = CursorQueue(self._committer.submit, snowflake.next)
+        self._presence = Presence(
+            self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
+            max_subscriptions=settings.max_presence_subscriptions,
+        )  # fmt: skip
+        self._membership_changes = Throttle(settings.membership_changes_per_minute, 60_000)
+        self._group_creations = Throttle(settings.group_creations_per_hour, 3_600_000)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def recover(self) -> Recovered:
+        """Replay what the store lacks. Raises DataDirectoryError. Call once, before `start`."""
+        found = await recover(self._journal, self._store, self._sequencer, self._committer.fold)
+        self._committer.last_log_ms = found.last_log_ms
+        return found
+
+    def start(self, gateway: GatewayApi) -> None:
+        self._committer.gateway = gateway
+        self._gateway = gateway
+        self._presence.push = gateway.presence
+        self._committer.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._guard(self._tick_forever()), name="engine-ticker"),
+            loop.create_task(self._guard(self._checkpoint_forever()), name="engine-checkpoint"),
+        ]
+
+    async def drain(self) -> None:
+        """Wait until everything admitted has been told."""
+        await self._committer.drain()
+
+    async def close(self) -> None:
+        """Write cursors, commit what was admitted, stop. The journal and store stay open."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+            self._tasks = []
+            await self._cursors.flush(self._now_ms(), all_of_them=True)
+        await self._committer.close()
+
+    async def _guard(self, work: Any) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fatal(error)
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._presence.tick(self._monotonic_ms())
+            self._committer.expire()
+            if len(self._cursors):
+                await self._cursors.flush(self._now_ms())
+
+    async def _checkpoint_forever(self) -> None:
+        """Make the store safe, then drop the journal's rows that neither it nor the window needs."""
+        safe = 0
+        while True:
+            await asyncio.sleep(self._settings.store_sync_interval_ms / 1000)
+            if safe < self._store.offset:
+                safe = await self._store.sync()
+            needed = self._window.oldest_offset(self._committer.last_log_ms)
+            upto = safe if needed is None else min(safe, needed - 1)
+            if upto >= self._journal.first:
+                await self._journal.trim(upto)
+
+    # -- accounts --------------------------------------------------------------------------------
+
+    async def register(self, user: str, password_hash: str) -> None:
+        """Create a user with a password. Raises Refused `already_exists`, `busy`, `unavailable`."""
+        record = records.Register(self._snowflake.next(), self._now_ms(), user, password_hash)
+        _raise_rejected(await self._committer.submit(record))
+
+    def password_hash(self, user: str) -> str | None:
+        row = self._store.user(user)
+        return row.password if row is not None else None
+
+    async def login(self, session: int, user: str, device: str, platform: str) -> str:
+        logging_in = self._logging_in.setdefault(user, {})
+        if self._sessions.of(user, device) is None:
+            others = {name for name in logging_in.values() if self._sessions.of(user, name) is None} - {device}
+            if self._sessions.devices(user) + len(others) >= self._settings.max_devices_online:
+                if not logging_in:
+                    del self._logging_in[user]
+                raise refused("limit_exceeded", f"{self._settings.max_devices_online} devices are online already")
+        logging_in[session] = device
+        try:
+            row = self._store.user(user)
+            if row is None or device not in row.devices:
+                record = records.Login(
+                    self._snowflake.next(), self._now_ms(), user, device, platform, self._settings.max_devices
+                )
+                _raise_rejected(await self._committer.submit(record))
+                row = self._store.user(user)
+            if session not in logging_in:
+                raise refused("unavailable", "the connection is gone")
+            if row is None or device not in row.devices:
+                raise refused("unavailable", "the device was forgotten meanwhile")
+            number = row.devices[device].number
+        finally:
+            logging_in.pop(session, None)
+            if not logging_in:
+                self._logging_in.pop(user, None)
+        return self._enter(session, user, device, number)
+
+    def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
+        new = Session(session, user, device, device_number, str(self._snowflake.next()))
+        old = self._sessions.of(user, device)
+        was_online = self._sessions.online(user)
+        if old is not None:
+            self._presence.forget(old)
+            self._sessions.remove(old)
+            self._gateway.replace(old.number)
+        self._cursors.inherit(new)
+        self._cursors.seen(user, device, self._now_ms())
+        self._sessions.add(new)
+        if not was_online:
+            self._presence.came(user)
+        return new.session_id
+
+    def groups(self, user: str) -> Sequence[str]:
+        found: list[str] = []
+        after = "#"  # '#' sorts below every direct conversation's key
+        while rows := self._store.memberships(user, after):
+            found.extend(key for key, row in rows if row.position and key[0] == "#")
+            after = rows[-1][0]
+            if after[0] != "#":
+                break
+        return found
+
+    def logout(self, session: int) -> None:
+        for logging_in in self._logging_in.values():
+            if logging_in.pop(session, None) is not None:
+                return
+        gone = self._sessions.get(session)
+        if gone is None:
+            return
+        self._presence.forget(gone)
+        self._sessions.remove(gone)
+        self._cursors.seen(gone.user, gone.device, self._now_ms())
+        if not self._sessions.online(gone.user):
+            self._presence.went(gone.user, self._monotonic_ms(), self._now_ms())
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
+        user = self._session(session).user
+        record = records.Send(
+            self._snowflake.next(), self._now_ms(), user, conversation_key(user, to), ref, content_type, content, retry
+        )
+        self._committer.admit(record, Origin(session, ref))
+
+    def ack(self, session: int, acks: Mapping[str, int]) -> None:
+        found = self._session(session)
+        user = found.user
+        keyed = [(conversation_key(user, address), seq) for address, seq in acks.items()]
+        known = len(found.acks) if found.acks else 0
+        if known + len(keyed) > MAX_ENTRIES:  # rare: keep what one connection gathers bounded
+            keyed = [(key, seq) for key, seq in keyed if self._store.membership(user, key) is not None]
+        self._cursors.ack(found, keyed)
+
+    def _session(self, number: int) -> Session:
+        session = self._sessions.get(number)
+        if session is None:
+            raise refused("unauthenticated", "not logged in")
+        return session
+
+    # -- groups ----------------------------------------------------------------------------------
+
+    async def create_group(self, session: int, group: str | None, name: str, join: str) -> dict[str, Any]:
+        user = self._session(session).user
+        now = self._now_ms()
+        if group is not None and (of := self._store.conversation(group)) is not None and of.owner != user:
+            raise refused("already_exists", "this group name is taken", "data.group")
+        self._group_creations.take(user, now, "groups created")
+        id = self._snowflake.next()
+        done = await self._change(
+            records.CreateGroup(id, now, user, group or f"#g{id}", name, join, self._settings.max_groups)
+        )
+        return {
+            "group": done.group, "name": done.name, "join": done.join, "owner": f"{done.owner}",
+            "members": done.members, "seq": done.seq, "first_seq": done.first_seq,
+        }  # fmt: skip
+
+    async def join_group(self, session: int, group: str) -> dict[str, Any]:
+        user, now = self._session(session).user, self._now_ms()
+        self._membership_changes.take((user, group), now, "joins and leaves")
+        limits = self._settings
+        record = records.Join(
+            self._snowflake.next(), now, user, group, limits.max_group_members, limits.max_groups
+        )
+        done = await self._change(record)
+        return {"group": group, "seq": done.seq, "first_seq": done.first_seq, "members": done.members}
+
+    async def leave_group(self, session: int, group: str) -> dict[str, Any]:
+        user, now = self._session(session).user, self._now_ms()
+        self._membership_changes.take((user, group), now, "joins and leaves")
+        await self._change(records.Leave(self._snowflake.next(), now, user, group))
+        return {"group": group}
+
+    async def invite(self, session: int, group: str, users: Sequence[str]) -> dict[str, Any]:
+        user = self._session(session).user
+        ids = [address[1:] for address in users]
+        await self._change(records.Invite(self._snowflake.next(), self._now_ms(), user, group, ids))
+        return {"group": group}
+
+    async def _change(self, record: records.Record) -> GroupChanged:
+        outcome = await self._committer.submit(record)
+        _raise_rejected(outcome)
+        assert isinstance(outcome, GroupChanged)
+        return outcome
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    async def sync(self, session: int, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
+        return await self._reader.sync(self._session(session), limit, cursors, page)
+
+    async def history(
+        self, session: int, conversation: str, before: int | None, after: int | None, limit: int
+    ) -> HistoryPage:
+        return await self._reader.history(self._session(session), conversation, before, after, limit)
+
+    async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage:
+        return await self._reader.conversations(self._session(session), limit, page)
+
+    def presence(self, session: int, users: Sequence[str], subscribe: bool | None) -> dict[str, PresenceState]:
+        return self._presence.ask(self._session(session), users, subscribe)
+
+
+def _raise_rejected(outcome: Outcome) -> None:
+    if isinstance(outcome, Rejected):
+        raise Refused(refused(outcome.code, outcome.text, outcome.field).error)

@@ -1,0 +1,100 @@
+"""Presence: who is online, told to who follows; going offline waits, so a reconnect shows no flicker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hongyan.engine.sessions import Session, Sessions
+from hongyan.errors import refused
+from hongyan.link.base import PresenceState
+from hongyan.protocol.names import direct_key
+from hongyan.store.base import Store
+
+OFFLINE_UNKNOWN = PresenceState(False, None)
+ONLINE = PresenceState(True, None)
+
+
+class Presence:
+    """`visibility` is "all", "contacts" (users with a direct chat) or "off"; `delay_ms` the debounce."""
+
+    def __init__(
+        self, sessions: Sessions, store: Store, *, visibility: str, delay_ms: int, max_subscriptions: int
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._visibility = visibility
+        self._delay_ms = delay_ms
+        self._max_subscriptions = max_subscriptions
+        self._watchers: dict[str, set[Session]] = {}
+        self._leaving: dict[str, tuple[int, int]] = {}  # user -> (monotonic deadline, wall-clock last seen)
+        self.push: Callable[[int, Mapping[str, PresenceState]], None] = lambda session, states: None
+
+    def ask(self, session: Session, addresses: Sequence[str], subscribe: bool | None) -> dict[str, PresenceState]:
+        """States by address. Raises Refused `limit_exceeded`; then nothing was subscribed."""
+        users = [address[1:] for address in addresses]
+        if subscribe:
+            followed = session.subscriptions or set()
+            if len(followed.union(users)) > self._max_subscriptions:
+                raise refused("limit_exceeded", f"a connection follows {self._max_subscriptions} users at most")
+            session.subscriptions = followed
+            for user in users:
+                followed.add(user)
+                self._watchers.setdefault(user, set()).add(session)
+        elif subscribe is False:
+            for user in users:
+                self._unfollow(session, user)
+        return {f"@{user}": self.state(user, session.user) for user in users}
+
+    def state(self, user: str, viewer: str) -> PresenceState:
+        if not self._visible(user, viewer):
+            return OFFLINE_UNKNOWN
+        if self._sessions.online(user) or user in self._leaving:
+            return ONLINE
+        row = self._store.user(user)
+        return PresenceState(False, row.last_seen or None) if row is not None else OFFLINE_UNKNOWN
+
+    def came(self, user: str) -> None:
+        """The user's first device is here; after a flicker nobody is told."""
+        if self._leaving.pop(user, None) is None:
+            self._tell(user, ONLINE)
+
+    def went(self, user: str, monotonic_ms: int, now_ms: int) -> None:
+        """The user's last device is gone."""
+        self._leaving[user] = (monotonic_ms + self._delay_ms, now_ms)
+
+    def tick(self, monotonic_ms: int) -> None:
+        """Tell those whose delay is over (`_leaving` is in order of deadline)."""
+        due = []
+        for user, (deadline, last_seen) in self._leaving.items():
+            if deadline > monotonic_ms:
+                break
+            due.append((user, last_seen))
+        for user, last_seen in due:
+            del self._leaving[user]
+            self._tell(user, PresenceState(False, last_seen))
+
+    def forget(self, session: Session) -> None:
+        for user in list(session.subscriptions or ()):
+            self._unfollow(session, user)
+
+    def _unfollow(self, session: Session, user: str) -> None:
+        if session.subscriptions is not None:
+            session.subscriptions.discard(user)
+        watchers = self._watchers.get(user)
+        if watchers is not None:
+            watchers.discard(session)
+            if not watchers:
+                del self._watchers[user]
+
+    def _tell(self, user: str, state: PresenceState) -> None:
+        states = {f"@{user}": state}
+        for session in self._watchers.get(user, ()):
+            if self._visible(user, session.user):
+                self.push(session.number, states)
+
+    def _visible(self, user: str, viewer: str) -> bool:
+        if self._visibility == "all" or user == viewer:
+            return True
+        if self._visibility == "off":
+            return False
+        return self._store.membership(viewer, direct_key(user, viewer)) is not None

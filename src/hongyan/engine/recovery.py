@@ -1,0 +1,53 @@
+"""Start-up: bring the store to the journal's end and rebuild the duplicate window."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hongyan.engine.sequencer import Sequencer
+from hongyan.errors import DataDirectoryError
+from hongyan.journal.base import Entry, Journal
+from hongyan.protocol.outcomes import Outcome
+from hongyan.store.base import Store
+
+
+class Recovered(NamedTuple):
+    """`replayed` records, the newest log time (ms) and the highest Snowflake id in the journal."""
+
+    replayed: int
+    last_log_ms: int
+    highest_id: int
+
+
+async def recover(
+    journal: Journal, store: Store, sequencer: Sequencer, fold: Callable[[Entry], list[Outcome]]
+) -> Recovered:
+    """Fold what the journal has and the store has not. Raises DataDirectoryError where they do not fit."""
+    if store.offset > journal.last:
+        raise DataDirectoryError(
+            f"the store is ahead of the journal (record {store.offset} of {journal.last}): "
+            "a part of the data directory was lost or put back; restore both from one backup"
+        )
+    if store.offset + 1 < journal.first and journal.last:
+        raise DataDirectoryError(
+            f"the journal begins at record {journal.first} but the store ends at {store.offset}: "
+            "a part of the data directory was lost or put back; restore both from one backup"
+        )
+    replayed = last_log_ms = highest_id = 0
+    for entry in journal.read(0):
+        last_log_ms = max(last_log_ms, entry.log_ms)
+        highest_id = max(highest_id, max(record.id for record in entry.records))
+        if entry.last <= store.offset:
+            for offset, record in enumerate(entry.records, entry.first):
+                sequencer.remember(record, offset, entry.log_ms)
+            continue
+        if entry.first <= store.offset:
+            raise DataDirectoryError(f"the store ends inside the journal's batch at record {entry.first}")
+        fold(entry)
+        replayed += len(entry.records)
+        if store.full:
+            await store.sync()
+        await asyncio.sleep(0)
+    return Recovered(replayed, last_log_ms, highest_id)

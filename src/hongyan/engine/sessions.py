@@ -1,0 +1,96 @@
+"""Who is logged in: sessions by number and by (user, device)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class SyncState(NamedTuple):
+    """A `sync_offline` under way: where each conversation with news started when it was asked.
+
+    `name` tells this sync's pages from those of an earlier one. Fixed at the first page, so that
+    acknowledgements and new cursors do not change it (protocol.md, "Cursors and sync").
+    """
+
+    name: int
+    starts: list[tuple[str, int]]
+
+
+class Session:
+    """One logged-in connection of (user, device). `device_number` names the device in cursors."""
+
+    __slots__ = (
+        "acks",
+        "device",
+        "device_number",
+        "flying_acks",
+        "number",
+        "session_id",
+        "subscriptions",
+        "sync",
+        "syncs",
+        "user",
+    )
+
+    def __init__(self, number: int, user: str, device: str, device_number: int, session_id: str) -> None:
+        self.number = number
+        self.user = user
+        self.device = device
+        self.device_number = device_number
+        self.session_id = session_id
+        self.acks: dict[str, int] | None = None  # conversation key -> seq, not yet in the journal
+        self.flying_acks: dict[str, int] | None = None  # the same, in a batch that is being committed
+        self.subscriptions: set[str] | None = None  # users whose presence this connection follows
+        self.sync: SyncState | None = None
+        self.syncs = 0
+
+    def acked(self, conversation: str) -> int:
+        """What this device acknowledged and the store may not have yet; 0: nothing."""
+        acks, flying = self.acks, self.flying_acks
+        return max(acks.get(conversation, 0) if acks else 0, flying.get(conversation, 0) if flying else 0)
+
+    def add_acks(self, acks: Iterable[tuple[str, int]]) -> None:
+        mine = self.acks
+        if mine is None:
+            mine = self.acks = {}
+        for conversation, seq in acks:
+            if seq > mine.get(conversation, 0):
+                mine[conversation] = seq
+
+
+class Sessions:
+    """The table. A (user, device) has one session at most."""
+
+    def __init__(self) -> None:
+        self._by_number: dict[int, Session] = {}
+        self._by_user: dict[str, dict[str, Session]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def get(self, number: int) -> Session | None:
+        return self._by_number.get(number)
+
+    def of(self, user: str, device: str) -> Session | None:
+        return self._by_user.get(user, {}).get(device)
+
+    def online(self, user: str) -> bool:
+        return user in self._by_user
+
+    def devices(self, user: str) -> int:
+        """How many devices of the user are online."""
+        return len(self._by_user.get(user, ()))
+
+    def add(self, session: Session) -> None:
+        self._by_number[session.number] = session
+        self._by_user.setdefault(session.user, {})[session.device] = session
+
+    def remove(self, session: Session) -> None:
+        """Idempotent; leaves a newer session of the same device alone."""
+        self._by_number.pop(session.number, None)
+        devices = self._by_user.get(session.user)
+        if devices is not None and devices.get(session.device) is session:
+            del devices[session.device]
+            if not devices:
+                del self._by_user[session.user]
