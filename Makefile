@@ -1,5 +1,6 @@
 # Hongyan. `make run` serves, `make test` checks everything; both set up what they need.
 SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ help: ## show this list
 
 .PHONY: run
 run: setup ## set up what is missing, then serve on ws://127.0.0.1:8080/ws (Ctrl-C stops)
-	@PYTHON_BIN=$(BIN)/python scripts/run-server $(ARGS)
+	@exec $(BIN)/hongyan serve $(ARGS)
 
 .PHONY: setup
 setup: $(RUN_STAMP) ## make .venv with .venv/bin/hongyan in it
