@@ -84,13 +84,14 @@ class Committer:
             raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
         if self._closing:
             raise refused("unavailable", "the server is stopping")
+        if not self._records:
+            self._idle.clear()
         self._records.append(record)
         self._waiters.append(waiter)
         self._pending_bytes += RECORD_OVERHEAD + (len(record.content) if type(record) is Send else 0)
         if self._wake is not None:
             self._wake.set_result(None)
             self._wake = None
-            self._idle.clear()
 
     async def submit(self, record: Record) -> Outcome:
         """Admit and wait for the outcome. Raises Refused (`busy`, `unavailable`)."""

@@ -16,7 +16,7 @@ from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.engine.throttle import Throttle
 from hongyan.engine.window import Window
-from hongyan.errors import Refused, refused
+from hongyan.errors import Refused, WireError, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
 from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, Origin, PresenceState, SyncPage
@@ -88,6 +88,11 @@ class Engine:
             loop.create_task(self._guard(self._tick_forever()), name="engine-ticker"),
             loop.create_task(self._guard(self._checkpoint_forever()), name="engine-checkpoint"),
         ]
+
+    @property
+    def pending_bytes(self) -> int:
+        """Admitted and not yet durable."""
+        return self._committer.pending_bytes
 
     async def drain(self) -> None:
         """Wait until everything admitted has been told."""
@@ -296,4 +301,4 @@ class Engine:
 
 def _raise_rejected(outcome: Outcome) -> None:
     if isinstance(outcome, Rejected):
-        raise Refused(refused(outcome.code, outcome.text, outcome.field).error)
+        raise Refused(WireError(outcome.code, outcome.text, outcome.field))

@@ -20,8 +20,8 @@ from hongyan.store.base import Store
 
 SLICE = 200  # rows walked between two looks at other work
 PAGE_BYTES = 256 * 1024  # items of one reply (protocol.md, "Cursors and sync")
-# One sync remembers where this many conversations with news began; what lies past it comes by `history`
-# of `conversations`, or with the next login. Bounds what a connection can make the server remember.
+# A sync remembers where this many conversations with news began, then walks on from there: a bound on
+# what one connection can make the server hold (two strings and an int each).
 MAX_STARTS = 20_000
 
 _STALE = WireError(
@@ -54,9 +54,10 @@ class Reader:
         pending = min(session.acked(key), of.last_seq) if of is not None else 0
         return max(row.cursors.get(session.device_number, 0), pending, row.first_seq - 1)
 
-    async def _rows(self, user: str) -> AsyncIterator[tuple[str, Membership, Conversation | None]]:
-        """The conversations that a user is a member of, ascending by key."""
-        after = ""
+    async def _rows(
+        self, user: str, after: str = ""
+    ) -> AsyncIterator[tuple[str, Membership, Conversation | None]]:
+        """The conversations that a user is a member of, ascending from key > `after`."""
         while rows := self._store.memberships(user, after, SLICE):
             for key, row in rows:
                 if row.position:
@@ -66,7 +67,7 @@ class Reader:
 
     async def sync(self, session: Session, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
         if page is None:
-            sync = session.sync = await self._begin_sync(session, cursors)
+            sync = session.sync = await self._begin_sync(session, cursors, "")
             index, after, high = 0, -1, -1
         else:
             sync, index, after, high = _sync_position(session, page)
@@ -97,21 +98,29 @@ class Reader:
                     await asyncio.sleep(0)
         if index >= len(sync.starts):
             session.sync = None
-            return SyncPage(items, False, None)
+            if sync.rest is None:
+                return SyncPage(items, False, None)
+            session.sync = sync = await self._begin_sync(session, sync.cursors, sync.rest)
+            if not sync.starts:
+                return SyncPage(items, False, None)
+            index, after, high = 0, -1, -1
         return SyncPage(items, True, f"{sync.name}.{index}.{after}.{high}")
 
-    async def _begin_sync(self, session: Session, cursors: Mapping[str, int]) -> SyncState:
+    async def _begin_sync(self, session: Session, cursors: Mapping[str, int], after: str) -> SyncState:
+        """Note where each conversation with news starts, from key > `after`."""
         named = {conversation_key(session.user, address): seq for address, seq in cursors.items()}
         session.syncs += 1
         starts: list[tuple[str, int]] = []
-        async for key, row, of in self._rows(session.user):
+        rest = None
+        async for key, row, of in self._rows(session.user, after):
             start = named[key] if key in named else self.cursor(session, key, row)
             start = max(start, row.first_seq - 1)
             if of is not None and of.last_seq > start:
                 starts.append((key, start))
                 if len(starts) >= MAX_STARTS:
+                    rest = key
                     break
-        return SyncState(session.syncs, starts)
+        return SyncState(session.syncs, starts, cursors, rest)
 
     async def history(
         self, session: Session, address: str, before: int | None, after: int | None, limit: int

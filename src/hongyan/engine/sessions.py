@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -15,6 +15,8 @@ class SyncState(NamedTuple):
 
     name: int
     starts: list[tuple[str, int]]
+    cursors: Mapping[str, int]
+    rest: str | None  # the key to walk on from, where there were too many to note at once
 
 
 class Session:
