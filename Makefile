@@ -17,7 +17,7 @@ help: ## show this list
 
 .PHONY: run
 run: setup ## set up what is missing, then serve on ws://127.0.0.1:8080/ws (Ctrl-C stops)
-	@exec $(BIN)/hongyan serve $(ARGS)
+	@HONGYAN_HINTS=1 HONGYAN_COMMAND=$(BIN)/hongyan exec $(BIN)/hongyan serve $(ARGS)
 
 .PHONY: setup
 setup: $(RUN_STAMP) ## make .venv with .venv/bin/hongyan in it
