@@ -1,0 +1,129 @@
+"""A server as a real process, seen only from outside: flags, a TOML file, signals, HTTP and WebSocket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def toml(settings: dict[str, Any]) -> str:
+    def value(item: Any) -> str:
+        if isinstance(item, bool):
+            return "true" if item else "false"
+        if isinstance(item, list):
+            return "[" + ", ".join(value(part) for part in item) + "]"
+        return str(item) if isinstance(item, int | float) else f'"{item}"'
+
+    return "".join(f"{name} = {value(item)}\n" for name, item in settings.items())
+
+
+class ServerProcess:
+    """`hongyan serve` on a directory. `start` and `kill` may be called again and again."""
+
+    def __init__(self, root: Path, data_dir: Path | None = None, env: dict[str, str] | None = None, **settings: Any):
+        self.root = root
+        self.data_dir = data_dir or root / "data"
+        self.env = env or {}
+        self.settings: dict[str, Any] = settings
+        self.port = free_port()
+        self.http_port = free_port()
+        self.log_path = root / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start the process without waiting until it is ready."""
+        config = self.root / "hongyan.toml"
+        config.write_text(toml(self.settings))
+        command = [sys.executable, "-m", "hongyan", "serve", "--config", str(config)]
+        command += ["--port", str(self.port), "--http-port", str(self.http_port)]
+        command += ["--data-dir", str(self.data_dir)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HONGYAN_")}
+        environment |= {"PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"} | self.env
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self.root)
+        return self.process
+
+    def start(self, timeout: float = 30) -> ServerProcess:
+        process = self.spawn()
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise AssertionError(f"the server ended with {process.returncode}:\n{self.log[-4000:]}")
+            if self.ready():
+                return self
+            time.sleep(0.02)  # there is no event to wait for in another process's start
+        self.kill()
+        raise AssertionError(f"not ready after {timeout} s:\n{self.log[-4000:]}")
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.http}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as refused:
+            refused.close()
+            return False
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL, wait until it is gone. Fine when it never ran or has ended."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def terminate(self, timeout: float = 30) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def restart(self) -> ServerProcess:
+        self.kill()
+        return self.start()
+
+    def token(self, user: str, ttl_s: int = 3600, **claims: Any) -> str:
+        """Signed with the directory's own secret, as `hongyan token` does."""
+        body = {"sub": user, "exp": int(time.time()) + ttl_s} | claims
+        return jwt.encode(body, self.secret, algorithm="HS256")
+
+    @property
+    def secret(self) -> bytes:
+        return (self.data_dir / "secret").read_bytes()
+
+    def memory_kib(self) -> int:
+        """Resident memory now."""
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+        raise AssertionError("the server is gone")
