@@ -52,7 +52,7 @@ check: lint types ## lint, types and import contracts
 lint: setup-dev ## ruff, its formatter, and the import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 .PHONY: format
 format: setup-dev ## put the code into ruff's format
