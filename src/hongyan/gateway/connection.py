@@ -1,0 +1,364 @@
+"""One connection: login state, order of requests, rates, closing. What a request does is in handlers.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from picows import WSTransport
+
+from hongyan.errors import Refused, WireError
+from hongyan.gateway import frames, limits
+from hongyan.gateway.handlers import HANDLERS, READS, Later
+from hongyan.gateway.listener import FrameListener
+from hongyan.gateway.outbox import MAX_FRAME_BYTES, Outbox
+from hongyan.gateway.wire import Wire
+from hongyan.protocol.codec import Codec
+from hongyan.protocol.requests import Ack, BadRequest, Heartbeat, Login, SendMessage
+
+if TYPE_CHECKING:
+    from hongyan.gateway.server import Gateway
+
+log = structlog.get_logger("hongyan.gateway")
+
+_INTERNAL = WireError("internal", "the server failed to answer this; try again")
+_UNAUTHENTICATED = WireError("unauthenticated", "log in first")
+_LOGGED_IN = WireError("invalid_state", "this connection is logged in already")
+_WRONG_KIND = WireError("malformed", "a message of the wrong kind for the subprotocol")
+_EXPIRED = WireError("token_expired", "the token has expired")
+EXPIRY_LEEWAY_S = 30.0  # a token may verify so long after its `exp`
+
+
+class State(Enum):
+    """Of a connection that is not `closed`."""
+
+    CONNECTED = auto()
+    LOGGING_IN = auto()
+    READY = auto()
+
+
+class Input(Enum):
+    LOGIN = auto()
+    ACCEPTED = auto()
+    REFUSED = auto()
+
+
+# What is not here cannot happen: looking it up is a defect and ends the connection with 1011.
+NEXT: dict[tuple[State, Input], State] = {
+    (State.CONNECTED, Input.LOGIN): State.LOGGING_IN,
+    (State.LOGGING_IN, Input.ACCEPTED): State.READY,
+    (State.LOGGING_IN, Input.REFUSED): State.CONNECTED,
+}
+
+
+class Connection(FrameListener):
+    """Requests are taken strictly in order: while one of those that wait is
+    under way (login, reads, group commands), reading stops and what had been read is deferred."""
+
+    __slots__ = (
+        "_backlog_seen", "_busy", "_deferred", "_login_deadline", "_malformed", "_quiet", "_rate", "_slowed",
+        "_waiting", "address", "codec", "device", "expires_at", "gateway", "outbox", "session", "state",
+        "topics", "user",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, wire: Wire, codec: Codec, address: str) -> None:
+        settings = gateway.settings
+        super().__init__(wire, codec.binary, settings.max_frame_bytes)
+        self.gateway = gateway
+        self.codec = codec
+        self.address = address
+        self.session = gateway.next_session()
+        self.user = self.device = ""
+        self.state = State.CONNECTED
+        self.topics: set[str] = set()
+        self.outbox = Outbox(wire.transport, settings.outbound_buffer_bytes)
+        self.expires_at = 0.0
+        self._login_deadline = gateway.wheel.now + settings.login_timeout_ms / 1000
+        self._rate = limits.Rate(settings.rate_limit, settings.rate_burst)
+        self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
+        self._malformed: limits.Recent | None = None
+        self._busy = self._slowed = False
+        self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
+        self._backlog_seen = 0
+        self._deferred: deque[bytes | None] = deque()
+
+    # frames
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        super().on_ws_connected(transport)
+        self.gateway.attach(self)
+        self.wire.wheel.schedule(self.wire, min(self._login_deadline, self._silence_deadline()))
+
+    def on_message(self, payload: bytes) -> None:
+        if self._busy or self._deferred:
+            self._deferred.append(payload)
+        else:
+            self._take(payload)
+
+    def on_other(self, opcode: int, payload: bytes) -> None:
+        if self._busy or self._deferred:
+            self._deferred.append(None)
+        else:
+            self._take(None)
+
+    def on_ping(self, payload: bytes) -> None:
+        self._count_quiet(self.gateway.monotonic())
+        if not self.outbox.write_control(frames.encode(frames.PONG, payload)):
+            self.too_slow()
+
+    def on_pong(self) -> None:
+        self._count_quiet(self.gateway.monotonic())
+
+    def pause_writing(self) -> None:
+        """Past the room for one reply: nothing to do, reads look for themselves."""
+
+    def resume_writing(self) -> None:
+        if self._waiting is not None and not self.closed and self.outbox.has_room:
+            (coroutine, ref), self._waiting = self._waiting, None
+            self.gateway.spawn(self._serve(coroutine, ref))
+
+    # requests
+
+    def _take(self, payload: bytes | None) -> None:
+        """Serve one message (None: of the wrong kind)."""
+        now = self.gateway.monotonic()
+        if payload is None:
+            if self._allowed(now, None):
+                self._reject(_WRONG_KIND, None, now)
+            return
+        try:
+            request = self.codec.decode(payload)
+        except BadRequest as bad:
+            if self._allowed(now, bad.ref):
+                self._reject(bad.error, bad.ref, now)
+            return
+        self.gateway.counters.requests += 1
+        kind = type(request)
+        ref = request.message_id
+        ready = self.state is State.READY
+        if ready and (kind is Ack or kind is Heartbeat):
+            self._count_quiet(now)
+        else:
+            wait = self._rate.take(now)
+            if wait:
+                self._limited(now, wait, ref)
+                return
+            if not ready and kind is not Login:
+                self.write_error(_UNAUTHENTICATED, ref)
+                return
+            if ready and kind is Login:
+                self.write_error(_LOGGED_IN, ref)
+                return
+        try:
+            if kind is SendMessage:
+                gateway, data = self.gateway, request.data
+                gateway.engine.send(
+                    self.session, ref, data.to, data.content_type, data.content, data.retry
+                )  # fmt: skip
+                gateway.in_flight += 1
+            else:
+                later = HANDLERS[kind](self, request)
+                if later is not None:
+                    self._start(later, ref, kind in READS)
+        except Refused as refusal:
+            self.write_error(refusal.error, ref)
+        except Exception:
+            log.exception("a request failed", type=kind.__name__, session=self.session)
+            self.write_error(_INTERNAL, ref)
+
+    def _start(self, coroutine: Later, ref: str | None, read: bool) -> None:
+        """Serve something that waits; until it is answered nothing else of this connection is taken."""
+        self._busy = True
+        self._pause()
+        if read and not self.outbox.has_room:
+            self._waiting = coroutine, ref
+            self._backlog_seen = self.outbox.backlog
+        else:
+            self.gateway.spawn(self._serve(coroutine, ref))
+
+    async def _serve(self, coroutine: Later, ref: str | None) -> None:
+        try:
+            payload = await coroutine
+            if payload is not None:
+                if len(payload) > MAX_FRAME_BYTES - 10:
+                    log.error("a reply above the frame limit", bytes=len(payload), session=self.session)
+                    self.write_error(_INTERNAL, ref)
+                else:
+                    self.push(self.frame_of(payload))
+        except Refused as refusal:
+            self.write_error(refusal.error, ref)
+        except Exception:
+            log.exception("a request failed", session=self.session)
+            self.write_error(_INTERNAL, ref)
+        finally:
+            self._busy = False
+            self._continue()
+
+    def _continue(self) -> None:
+        """Take what was deferred, in order, until one waits again; then read on."""
+        deferred = self._deferred
+        try:
+            while deferred and not self._busy and not self.closed:
+                self._take(deferred.popleft())
+        except Exception:
+            log.exception("a deferred request failed", session=self.session)
+            self.close(frames.INTERNAL, "internal error")
+        self._resume()
+
+    # login
+
+    def begin_login(self, user: str, device: str, expires_at_ms: int) -> None:
+        """The token verified. `@user` is carried from here on, what comes for it is held behind the
+        answer: between the engine's reading and that answer no push can slip through."""
+        self.state = NEXT[self.state, Input.LOGIN]
+        self.user, self.device = user, device
+        left = (expires_at_ms - self.gateway.now_ms()) / 1000
+        self.expires_at = self.gateway.monotonic() + (left if left > 0 else left + EXPIRY_LEEWAY_S)
+        self.outbox.hold()
+        self.gateway.subscribe(self, f"@{user}")
+
+    def login_refused(self) -> None:
+        if self.closed:
+            return
+        self.state = NEXT[self.state, Input.REFUSED]
+        for topic in tuple(self.topics):
+            self.gateway.unsubscribe(self, topic)
+        self.outbox.drop()
+        self.user = self.device = ""
+        self.expires_at = 0.0
+
+    def login_accepted(self, groups: Sequence[str], answer: bytes) -> None:
+        """Carry exactly the groups the engine names now; then answer, then what was held."""
+        self.state = NEXT[self.state, Input.ACCEPTED]
+        for topic in self.topics.difference(groups, (f"@{self.user}",)):
+            self.gateway.unsubscribe(self, topic)
+        for topic in groups:
+            self.gateway.subscribe(self, topic)
+        self.gateway.logged_in(self)
+        self.wire.wheel.schedule(self.wire, min(self.expires_at, self._silence_deadline()))
+        if not self.outbox.release(answer):
+            self.too_slow()
+
+    # rates
+
+    def _allowed(self, now: float, ref: str | None) -> bool:
+        wait = self._rate.take(now)
+        if wait:
+            self._limited(now, wait, ref)
+        return not wait
+
+    def _limited(self, now: float, wait: float, ref: str | None) -> None:
+        self.gateway.counters.rate_limited += 1
+        if self._rate.floods(now):
+            self.gateway.counters.floods += 1
+            self.close(frames.FLOODING, "too many requests")
+        else:
+            text = "too many requests on this connection"
+            self.write_error(WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1), ref)
+
+    def _count_quiet(self, now: float) -> None:
+        """What is never refused is read more slowly past the rate."""
+        wait = self._quiet.force(now)
+        if wait and not self._slowed:
+            self._slowed = True
+            self._pause()
+        if wait:
+            self.wire.wheel.slow(self._unslow, now + wait)
+
+    def _unslow(self) -> None:
+        self._slowed = False
+        self._resume()
+
+    def _reject(self, error: WireError, ref: str | None, now: float) -> None:
+        self.write_error(error, ref)
+        if error.code == "malformed":
+            self.gateway.counters.malformed += 1
+            if self._malformed is None:
+                self._malformed = limits.Recent(limits.MALFORMED)
+            if self._malformed.add(now):
+                self.close(frames.POLICY, "too many malformed messages")
+
+    def _pause(self) -> None:
+        if not self.wire.finished:
+            self.wire.transport.pause_reading()
+
+    def stop_reading(self) -> None:
+        """The server stops: what has not been taken by now is not accepted."""
+        self._deferred.clear()
+        self._pause()
+
+    def _resume(self) -> None:
+        if not (self._busy or self._slowed or self.wire.finished or self.gateway.draining):
+            self.last_seen = self.wire.wheel.now  # what the peer sent meanwhile could not be seen
+            self.wire.transport.resume_reading()
+
+    # writing
+
+    def frame_of(self, payload: bytes) -> bytes:
+        return frames.encode(self.kind.value, payload)
+
+    def frame(self, kind: str, data: dict[str, Any]) -> bytes:
+        gateway = self.gateway
+        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.next()))
+
+    def error_frame(self, error: WireError, ref: str | None) -> bytes:
+        gateway = self.gateway
+        errors = gateway.counters.errors
+        errors[error.code] = errors.get(error.code, 0) + 1
+        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.next()))
+
+    def push(self, frame: bytes) -> None:
+        if not self.closed and not self.outbox.write(frame):
+            self.too_slow()
+
+    def write_error(self, error: WireError, ref: str | None) -> None:
+        self.push(self.error_frame(error, ref))
+
+    def too_slow(self) -> None:
+        if not self.closed:
+            self.gateway.counters.slow_consumers += 1
+            self.close(frames.TOO_SLOW, "outbound buffer full", flush=False)
+
+    # deadlines, the end
+
+    def _silence_deadline(self) -> float:
+        return self.last_seen + 2 * self.gateway.settings.heartbeat_interval_ms / 1000
+
+    def on_deadline(self, now: float) -> float | None:
+        """The wheel's question: what is due, and when to ask again."""
+        if self.state is State.CONNECTED and now >= self._login_deadline:
+            self.gateway.counters.login_timeouts += 1
+            self.close(frames.BAD_LOGIN, "no login in time")
+            return None
+        if self.expires_at and now >= self.expires_at:
+            self.write_error(_EXPIRED, None)
+            self.close(frames.BAD_LOGIN, "token expired")
+            return None
+        if self._waiting is not None:  # not reading ourselves: alive is a peer that takes what we sent
+            if self.outbox.backlog < self._backlog_seen:
+                self._backlog_seen = self.outbox.backlog
+                self.last_seen = now
+        elif self._busy or self._slowed:
+            self.last_seen = now
+        silence = self._silence_deadline()
+        if now >= silence:
+            self.gateway.counters.heartbeat_timeouts += 1
+            self.close(frames.SILENT, "no sign of life")
+            return None
+        deadline = min(silence, self.expires_at) if self.expires_at else silence
+        return min(deadline, self._login_deadline) if self.state is State.CONNECTED else deadline
+
+    def on_end(self, flush: bool) -> None:
+        """Out of every table, at once: a peer that never reads its close frame holds nothing."""
+        if flush and not self.outbox.held:
+            self.outbox.flush()
+        self.outbox.drop()
+        self._deferred.clear()
+        self.wire.wheel.forget(self._unslow)
+        if self._waiting is not None:
+            self._waiting[0].close()
+            self._waiting = None
+        self.gateway.detach(self)

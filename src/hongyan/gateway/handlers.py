@@ -1,0 +1,198 @@
+"""What each request does: one function a type. A coroutine that is returned answers later, in its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from hongyan.errors import Refused, WireError
+from hongyan.gateway import frames
+from hongyan.gateway.fanout import presence_data
+from hongyan.link.base import Item
+from hongyan.protocol.requests import (
+    Ack,
+    Conversations,
+    CreateGroup,
+    Heartbeat,
+    History,
+    Invite,
+    JoinGroup,
+    LeaveGroup,
+    Login,
+    Presence,
+    SyncOffline,
+)
+
+if TYPE_CHECKING:
+    from hongyan.gateway.connection import Connection
+
+Later = Coroutine[Any, Any, bytes | None]  # the payload of the answer, None where it has been written
+Handler = Callable[["Connection", Any], Later | None]
+
+_CLOSES = {"bad_token", "token_expired", "limit_exceeded", "rate_limited"}
+
+
+def _data(ref: str | None, data: dict[str, Any]) -> dict[str, Any]:
+    return data if ref is None else {"ref": ref, **data}
+
+
+def _payload(connection: Connection, kind: str, ref: str | None, data: dict[str, Any]) -> bytes:
+    gateway = connection.gateway
+    return connection.codec.envelope(kind, _data(ref, data), gateway.now_ms(), gateway.snowflake.next())
+
+
+def _item(connection: Connection, item: Item) -> Any:
+    return connection.codec.item(item.conversation, item.message, item.own)
+
+
+def heartbeat(connection: Connection, request: Heartbeat) -> None:
+    connection.push(connection.frame("heartbeat", _data(request.message_id, {})))
+
+
+def ack(connection: Connection, request: Ack) -> None:
+    connection.gateway.counters.delivery_acks += 1
+    connection.gateway.engine.ack(connection.session, request.data.acks)
+
+
+def presence(connection: Connection, request: Presence) -> None:
+    data = request.data
+    states = connection.gateway.engine.presence(connection.session, data.users, data.subscribe)
+    answer = {"states": presence_data(states)}
+    connection.push(connection.frame("presence", _data(request.message_id, answer)))
+
+
+def login(connection: Connection, request: Login) -> Later | None:
+    """Verify, then let the engine decide. The throttle is asked only about tokens that do not verify."""
+    gateway = connection.gateway
+    try:
+        claims = gateway.verifier.verify(request.data.token)
+    except Refused as refusal:
+        error = refusal.error
+        if error.code == "bad_token":
+            wait = gateway.failed_logins.fail(connection.address, gateway.monotonic())
+            if wait:
+                gateway.counters.logins_throttled += 1
+                text = "too many failed logins from this address"
+                error = WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1)
+        _refuse_login(connection, error, request.message_id)
+        return None
+    connection.begin_login(claims.user, request.data.device_id, claims.expires_at_ms)
+    return _log_in(connection, request)
+
+
+async def _log_in(connection: Connection, request: Login) -> bytes | None:
+    gateway, settings = connection.gateway, connection.gateway.settings
+    try:
+        session_id = await gateway.engine.login(
+            connection.session, connection.user, request.data.device_id, request.data.platform
+        )
+    except Refused as refusal:
+        connection.login_refused()
+        _refuse_login(connection, refusal.error, request.message_id)
+        return None
+    except BaseException:
+        connection.login_refused()
+        raise
+    if connection.closed:  # it went while the engine was at it: nobody else will say so
+        gateway.engine.logout(connection.session)
+        return None
+    answer = {
+        "user_id": connection.user,
+        "device_id": request.data.device_id,
+        "session_id": session_id,
+        "heartbeat_interval_ms": settings.heartbeat_interval_ms,
+        "max_frame_bytes": settings.max_frame_bytes,
+        "features": [],
+    }
+    connection.login_accepted(
+        gateway.engine.groups(connection.user),
+        connection.frame_of(_payload(connection, "login", request.message_id, answer)),
+    )
+    return None
+
+
+def _refuse_login(connection: Connection, error: WireError, ref: str | None) -> None:
+    connection.gateway.counters.logins_failed += 1
+    connection.write_error(error, ref)
+    if error.code in _CLOSES:
+        connection.close(frames.BAD_LOGIN, error.code)
+
+
+async def create_group(connection: Connection, request: CreateGroup) -> bytes:
+    data, engine = request.data, connection.gateway.engine
+    answer = await engine.create_group(connection.session, data.group, data.name, data.join)
+    return _payload(connection, "create_group", request.message_id, answer)
+
+
+async def join_group(connection: Connection, request: JoinGroup) -> bytes:
+    answer = await connection.gateway.engine.join_group(connection.session, request.data.group)
+    return _payload(connection, "join_group", request.message_id, answer)
+
+
+async def leave_group(connection: Connection, request: LeaveGroup) -> bytes:
+    answer = await connection.gateway.engine.leave_group(connection.session, request.data.group)
+    return _payload(connection, "leave_group", request.message_id, answer)
+
+
+async def invite(connection: Connection, request: Invite) -> bytes:
+    data, engine = request.data, connection.gateway.engine
+    answer = await engine.invite(connection.session, data.group, data.users)
+    return _payload(connection, "invite", request.message_id, answer)
+
+
+async def sync_offline(connection: Connection, request: SyncOffline) -> bytes:
+    data = request.data
+    page = await connection.gateway.engine.sync(connection.session, data.limit, data.cursors, data.page)
+    answer = {
+        "messages": [_item(connection, item) for item in page.items],
+        "has_more": page.has_more,
+        "page": page.page,
+    }
+    return _payload(connection, "sync_offline", request.message_id, answer)
+
+
+async def history(connection: Connection, request: History) -> bytes:
+    data = request.data
+    page = await connection.gateway.engine.history(
+        connection.session, data.conversation, data.before, data.after, data.limit
+    )
+    answer = {
+        "conversation": data.conversation,
+        "messages": [_item(connection, item) for item in page.items],
+        "has_more": page.has_more,
+    }
+    return _payload(connection, "history", request.message_id, answer)
+
+
+async def conversations(connection: Connection, request: Conversations) -> bytes:
+    data = request.data
+    page = await connection.gateway.engine.conversations(connection.session, data.limit, data.page)
+    rows = [
+        {
+            "conversation": row.conversation,
+            "last_seq": row.last_seq,
+            "first_seq": row.first_seq,
+            "acked_seq": row.acked_seq,
+            "read_seq": 0,  # until `features` names `read`
+            "last_message": None if row.last_message is None else _item(connection, row.last_message),
+        }
+        for row in page.items
+    ]
+    answer = {"conversations": rows, "has_more": page.has_more, "page": page.page}
+    return _payload(connection, "conversations", request.message_id, answer)
+
+
+HANDLERS: dict[type[Any], Handler] = {
+    Login: login,
+    Heartbeat: heartbeat,
+    Ack: ack,
+    Presence: presence,
+    CreateGroup: create_group,
+    JoinGroup: join_group,
+    LeaveGroup: leave_group,
+    Invite: invite,
+    SyncOffline: sync_offline,
+    History: history,
+    Conversations: conversations,
+}
+READS = frozenset({SyncOffline, History, Conversations})

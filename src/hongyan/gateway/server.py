@@ -1,0 +1,281 @@
+"""The gateway: listens, shakes hands, counts who has not logged in, and stops gently."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import socket
+from collections.abc import Callable, Coroutine
+from ipaddress import ip_address, ip_network
+from typing import Any, Protocol
+
+import structlog
+from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
+
+from hongyan.config import Settings
+from hongyan.gateway import frames
+from hongyan.gateway.connection import Connection, State
+from hongyan.gateway.fanout import Fanout
+from hongyan.gateway.heartbeat import Wheel
+from hongyan.gateway.limits import FailedLogins
+from hongyan.gateway.wire import Wire, WireProtocol
+from hongyan.ids import Snowflake
+from hongyan.link.base import EngineApi
+from hongyan.metrics import Counters
+from hongyan.protocol.codec import JSON, SUBPROTOCOLS, Codec
+
+PATH = "/ws"
+HANDSHAKE_S = 10.0
+BACKLOG = 4096
+# Bounds the kernel's memory a connection, and with it how far picows' read buffer (which never shrinks)
+# grows while a peer floods.
+RECEIVE_BUFFER_BYTES = 64 * 1024
+RECONNECTS_A_SECOND = 500  # what a restart spreads its clients over
+
+log = structlog.get_logger("hongyan.gateway")
+
+
+class Claims(Protocol):
+    @property
+    def user(self) -> str: ...
+    @property
+    def expires_at_ms(self) -> int: ...
+
+
+class Verifier(Protocol):
+    def verify(self, token: str) -> Claims:
+        """Raises `Refused` (`bad_token`, `token_expired`)."""
+
+
+class Gateway(Fanout):
+    """One listener of the process. `engine` may be set after construction, before `start`."""
+
+    engine: EngineApi
+
+    def __init__(
+        self, settings: Settings, engine: EngineApi | None, verifier: Verifier, snowflake: Snowflake,
+        counters: Counters, now_ms: Callable[[], int], monotonic: Callable[[], float],
+    ) -> None:  # fmt: skip
+        super().__init__(settings.group_event_max_members, snowflake, counters, now_ms)
+        if engine is not None:
+            self.engine = engine
+        self.settings = settings
+        self.verifier = verifier
+        self.monotonic = monotonic
+        self.wheel = Wheel(monotonic)
+        self.failed_logins = FailedLogins(settings.failed_logins_per_minute)
+        self.draining = False
+        self.next_session = itertools.count(1).__next__
+        self._trusted = [ip_network(str(network), strict=False) for network in settings.trusted_proxies]
+        self._server: asyncio.Server | None = None
+        self._protocols: set[WireProtocol] = set()
+        self._strangers: dict[str, int] = {}  # address -> connections not logged in
+        self._counted: dict[Wire, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()  # while draining: everything admitted has been answered
+        self._empty = asyncio.Event()  # while draining: no connection is left
+
+    @property
+    def port(self) -> int:
+        """The bound port."""
+        if self._server is None:
+            raise RuntimeError("the gateway is not listening")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def session_count(self) -> int:
+        """Connections past the handshake, logged in or not."""
+        return len(self.sessions)
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where the port is taken."""
+        settings = self.settings
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            self._protocol, settings.host, settings.port, backlog=BACKLOG, start_serving=False
+        )
+        for listener in self._server.sockets:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        await self._server.start_serving()
+        self.wheel.start()
+
+    # handshake
+
+    def _protocol(self) -> WireProtocol:
+        return WireProtocol(
+            self._accept, self._opened, self._gone, self.wheel, HANDSHAKE_S, self.settings.max_frame_bytes
+        )
+
+    def _opened(self, protocol: WireProtocol) -> None:
+        assert protocol.wire is not None
+        self._protocols.add(protocol)
+        strangers = len(self._counted)
+        if self.draining or strangers >= 2 * self.settings.max_unauthenticated:
+            protocol.wire.abort()  # those past the total are told 503, but not without end
+            return
+        self._count(protocol.wire, protocol.wire.address)
+
+    def _gone(self, protocol: WireProtocol) -> None:
+        self._protocols.discard(protocol)
+        if protocol.wire is not None:
+            self._uncount(protocol.wire)
+        if self.draining and not self._protocols:
+            self._empty.set()
+
+    def _accept(self, wire: Wire, request: WSUpgradeRequest) -> Any:
+        """The answer to a handshake (RFC 6455 section 4.2.2)."""
+        headers = request.headers
+        if request.path.partition(b"?")[0] != PATH.encode():
+            return _refusal(404, b"not found: the WebSocket is at /ws\n")
+        address = self._address(wire, headers)
+        self._uncount(wire)
+        if (
+            self.draining
+            or len(self._counted) >= self.settings.max_unauthenticated
+            or self._strangers.get(address, 0) >= self.settings.max_unauthenticated_per_address
+        ):
+            self.counters.handshakes_refused += 1
+            return _refusal(503, b"too many connections that have not logged in\n", {"Retry-After": "5"})
+        self._count(wire, address)
+        if "upgrade" in _tokens(headers.getall("Connection", [])):
+            headers["Connection"] = (
+                "upgrade"  # picows wants the one word; Firefox sends "keep-alive, Upgrade"
+            )
+        if headers.get("Upgrade", "").lower() != "websocket" or headers.get("Sec-WebSocket-Version") != "13":
+            return _refusal(426, b"a WebSocket of version 13, please\n",
+                            {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})  # fmt: skip
+        offered = headers.getall("Sec-WebSocket-Protocol", [])
+        codec, extra = self._negotiate(offered)
+        if codec is None:
+            return _refusal(400, b"none of these subprotocols is known\n")
+        connection = Connection(self, wire, codec, address)
+        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(extra), connection)
+
+    @staticmethod
+    def _negotiate(offered: list[str]) -> tuple[Codec | None, dict[str, str]]:
+        if not offered:
+            return JSON, {}
+        for name in (name.strip() for line in offered for name in line.split(",")):
+            if name in SUBPROTOCOLS:
+                return SUBPROTOCOLS[name], {"Sec-WebSocket-Protocol": name}
+        return None, {}
+
+    def _address(self, wire: Wire, headers: Any) -> str:
+        """The peer, or the last of `X-Forwarded-For` that no trusted proxy stands for: what is left of
+        that, anyone could have written."""
+        address = wire.address
+        if not self._trusted:
+            return address
+        hops = [hop.strip() for line in headers.getall("X-Forwarded-For", []) for hop in line.split(",")]
+        while hops and self._is_trusted(address):
+            hop = hops.pop()
+            try:
+                ip_address(hop)
+            except ValueError:
+                break
+            address = hop
+        return address
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        return any(ip in network for network in self._trusted)
+
+    def _count(self, wire: Wire, address: str) -> None:
+        self._counted[wire] = address
+        self._strangers[address] = self._strangers.get(address, 0) + 1
+
+    def _uncount(self, wire: Wire) -> None:
+        address = self._counted.pop(wire, None)
+        if address is not None:
+            self._strangers[address] -= 1
+            if not self._strangers[address]:
+                del self._strangers[address]
+
+    # connections
+
+    def attach(self, connection: Connection) -> None:
+        self.sessions[connection.session] = connection
+        self.counters.connections = len(self.sessions)
+
+    def logged_in(self, connection: Connection) -> None:
+        self._uncount(connection.wire)
+        self.counters.logins += 1
+        self.counters.sessions += 1
+
+    def detach(self, connection: Connection) -> None:
+        if self.sessions.pop(connection.session, None) is None:
+            return
+        self.counters.connections = len(self.sessions)
+        for topic in tuple(connection.topics):
+            self.unsubscribe(connection, topic)
+        if connection.state is State.READY:
+            self.counters.sessions -= 1
+        if connection.user:
+            self.engine.logout(connection.session)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """A task for a request that waits; there is at most one a connection."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task failed", error=repr(task.exception()))
+        self.answered()
+
+    # stopping
+
+    def answered(self) -> None:
+        if self.draining and self.in_flight <= 0 and not self._tasks:
+            self._idle.set()
+
+    async def drain(self, deadline_s: float = 10.0) -> None:
+        """Refuse new connections, answer what was admitted, close each with 1012 and a spread-out delay,
+        all within `deadline_s`; what is left then is aborted. Idempotent."""
+        if self._server is None or self.draining:
+            return
+        self.draining = True
+        end = self.monotonic() + deadline_s
+        self._server.close()
+        for connection in tuple(self.sessions.values()):
+            connection.stop_reading()
+        self.answered()
+        await _within(self._idle.wait(), deadline_s * 0.6, "requests were not answered before the stop")
+        spread_ms = max(2000, len(self.sessions) * 1000 // RECONNECTS_A_SECOND)
+        for connection in tuple(self.sessions.values()):
+            delay = 200 + random.randrange(spread_ms)
+            connection.close(frames.RESTART, f"retry_after_ms={delay}")
+        for protocol in tuple(self._protocols):
+            if protocol.wire is not None and protocol.wire.listener is None:
+                protocol.wire.finish(None)
+        if self._protocols:
+            await _within(self._empty.wait(), end - self.monotonic(), "connections did not end by themselves")
+        for protocol in tuple(self._protocols):
+            if protocol.wire is not None:
+                protocol.wire.abort()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+        self.wheel.stop()
+
+
+async def _within(waiting: Coroutine[Any, Any, Any], seconds: float, otherwise: str) -> None:
+    try:
+        await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        log.warning(otherwise)
+
+
+def _tokens(lines: list[str]) -> set[str]:
+    return {token.strip().lower() for line in lines for token in line.split(",")}
+
+
+def _refusal(status: int, body: bytes, extra: dict[str, str] | None = None) -> WSUpgradeResponseWithListener:
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_error_response(status, body, extra), None)
