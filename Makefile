@@ -10,6 +10,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # More flags for the server: make run ARGS="--port 9000 --data-dir /srv/hongyan"
 ARGS ?=
+# Runs the Autobahn suite: called with URL OUT.
+AUTOBAHN_RUNNER ?= ../shared/tools/autobahn/run
 
 .PHONY: help
 help: ## show this list
@@ -77,7 +79,7 @@ bench: setup ## the figures in the README (needs cc): make bench ARGS="--wsload 
 
 .PHONY: autobahn
 autobahn: setup-dev ## RFC 6455 conformance of the frame layer, against an echo listener
-	@$(BIN)/python scripts/test/autobahn.py $(ARGS)
+	@PYTHON=$(abspath $(BIN)/python) bash scripts/test/autobahn.sh $(AUTOBAHN_RUNNER) $(ARGS)
 
 .PHONY: lock
 lock: ## resolve the dependencies again and write requirements/*.txt (needs uv)
@@ -85,5 +87,5 @@ lock: ## resolve the dependencies again and write requirements/*.txt (needs uv)
 
 .PHONY: clean
 clean: ## remove what setup, checks and builds made; never the server's data
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	@find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
