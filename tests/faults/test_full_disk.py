@@ -1,0 +1,80 @@
+"""A full disk: `unavailable`, nothing acknowledged that is not kept, service resumes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from outsider import Outsider
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small tmpfs")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", mount], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.decode().strip()}")
+    yield mount
+    subprocess.run(["umount", "-l", mount], check=True)
+
+
+async def test_a_full_disk_is_unavailable_then_service_resumes(server_factory, small_disk):
+    server = server_factory(data_dir=small_disk / "data", rate_limit=0)
+    try:
+        client = await Outsider.connect(server.url)
+        await client.login(server.token("a"))
+        await client.say("@a", "before")
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"\x00" * 65536)
+            except OSError:
+                pass
+        sent: dict[str, str] = {}
+        acked: dict[str, int] = {}
+        refusal = None
+        for n in range(2000):  # what the journal's preallocated room still takes is fine
+            key, content = f"k{n}", f"{n}" + "x" * 20_000
+            sent[key] = content
+            answer = await client.reply(await client.post("@a", content, key), 12)
+            if answer["type"] == "ack":
+                acked[key] = answer["data"]["seq"]
+            else:
+                refusal = answer["data"]
+                break
+        assert refusal is not None
+        assert refusal["code"] in ("unavailable", "busy")
+        assert refusal["retry"] == "backoff"
+        ballast.unlink()
+        deadline = time.monotonic() + 30
+        for key in [key for key in sent if key not in acked]:
+            while True:
+                answer = await client.reply(await client.post("@a", sent[key], key, retry=True), 12)
+                if answer["type"] == "ack":
+                    acked[key] = answer["data"]["seq"]
+                    break
+                assert time.monotonic() < deadline, answer
+                await asyncio.sleep(0.5)
+        assert server.process is not None
+        assert server.process.poll() is None
+        await client.close()
+        await asyncio.to_thread(server.restart)
+        client = await Outsider.connect(server.url)
+        await client.login(server.token("a"))
+        items = await client.all_history("@a")
+        assert [m["seq"] for m in items] == list(range(1, len(items) + 1))
+        assert {m["key"]: (m["seq"], m["content"]) for m in items[1:]} == {k: (acked[k], sent[k]) for k in sent}
+        await client.close()
+    finally:
+        server.kill()
