@@ -119,10 +119,10 @@ class Engine:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._presence.tick(self._monotonic_ms())
             self._committer.expire()
             if len(self._cursors):
                 await self._cursors.flush(self._now_ms())
+            self._presence.tick(self._monotonic_ms())  # after the flush: "last seen" is written by now
 
     async def _checkpoint_forever(self) -> None:
         """Make the store safe, then drop the journal's rows that neither it nor the window needs."""

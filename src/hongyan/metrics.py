@@ -1,0 +1,86 @@
+"""Counters that the hot path can afford: plain ints, turned into Prometheus samples at scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_GAUGES = {
+    "connections": "open WebSocket connections",
+    "sessions": "logged-in connections",
+    "admitted_bytes": "bytes admitted and not yet durable",
+    "store_pending_messages": "messages of the tail that are not written down",
+    "store_pending_bytes": "bytes of the tail that are not written down",
+    "journal_first_offset": "oldest record kept in the journal",
+    "journal_last_offset": "newest durable record",
+    "store_offset": "newest record in the view",
+}
+_COUNTERS = {
+    "requests": "requests received",
+    "messages_accepted": "messages made durable and numbered",
+    "messages_duplicate": "sends answered as duplicates",
+    "messages_rejected": "sends refused by the fold",
+    "acks_sent": "acknowledgements sent to senders",
+    "pushes": "messages pushed to connections",
+    "delivery_acks": "acknowledgements received from devices",
+    "bytes_in": "payload bytes received",
+    "bytes_out": "bytes written",
+    "batches": "batches committed",
+    "batch_records": "records committed",
+    "journal_failures": "appends the journal refused",
+    "busy_refusals": "requests refused with busy",
+    "slow_consumers": "connections closed with 4430",
+    "heartbeat_timeouts": "connections closed with 4408",
+    "login_timeouts": "connections closed with 4401 for no login in time",
+    "rate_limited": "requests refused with rate_limited",
+    "floods": "connections closed with 4429",
+    "malformed": "malformed messages",
+    "logins": "logins that succeeded",
+    "logins_failed": "logins refused",
+    "logins_throttled": "logins refused for too many failures",
+    "replaced": "connections closed with 4409",
+    "handshakes_refused": "handshakes refused",
+    "store_flushes": "writes of the view",
+    "store_flushed_rows": "rows written into the view",
+    "store_flush_failures": "writes of the view that failed and were tried again",
+}
+
+
+class Counters:
+    """One attribute for each sample; `errors` by code, `limit_hits` by limit."""
+
+    __slots__ = (*_GAUGES, *_COUNTERS, "errors", "limit_hits")
+
+    def __init__(self) -> None:
+        for name in (*_GAUGES, *_COUNTERS):
+            setattr(self, name, 0)
+        self.errors: dict[str, int] = {}
+        self.limit_hits: dict[str, int] = {}
+
+
+class _Samples(Collector):
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text in _GAUGES.items():
+            yield GaugeMetricFamily(f"hongyan_{name}", text, getattr(self._counters, name))
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"hongyan_{name}", text, getattr(self._counters, name))
+        for name, label, text in (("errors", "code", "errors sent"), ("limit_hits", "limit", "limits reached")):
+            family = CounterMetricFamily(f"hongyan_{name}", text, labels=[label])
+            for key, value in getattr(self._counters, name).items():
+                family.add_metric([key], value)
+            yield family
+
+
+def exposition(counters: Counters) -> bytes:
+    """The text of `/metrics`, with the process's own figures."""
+    registry = CollectorRegistry()
+    registry.register(_Samples(counters))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return generate_latest(registry)

@@ -1,0 +1,283 @@
+"""The engine as its gateway sees it, over a journal in memory that can be told to fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+import pytest
+from memory_store import MemoryStore
+
+from hongyan.config import Settings
+from hongyan.engine.engine import Engine
+from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
+from hongyan.ids import Snowflake
+from hongyan.journal.base import Entry
+from hongyan.link.base import Origin, PresenceState, Told
+from hongyan.metrics import Counters
+from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected, Stored
+from hongyan.protocol.records import Record
+
+
+class MemoryJournal:
+    """Keeps entries; `gate` holds an append back, `failing` makes it refuse like a full disk."""
+
+    identity = "memory"
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failing = False
+        self.appending = asyncio.Event()
+
+    @property
+    def last(self) -> int:
+        return self.entries[-1].last if self.entries else 0
+
+    @property
+    def first(self) -> int:
+        return self.entries[0].first if self.entries else self.last + 1
+
+    async def append(self, records: Sequence[Record], log_ms: int) -> Entry:
+        self.appending.set()
+        await self.gate.wait()
+        if self.failing:
+            raise Unavailable("full")
+        self.entries.append(Entry(self.last + 1, log_ms, list(records)))
+        return self.entries[-1]
+
+    def read(self, after: int) -> Iterator[Entry]:
+        return iter([entry for entry in self.entries if entry.last > after])
+
+    async def trim(self, upto: int) -> None:
+        self.entries = [entry for entry in self.entries[:-1] if entry.last > upto] + self.entries[-1:]
+
+    async def close(self) -> None:
+        pass
+
+
+class Gateway:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Told] = []
+        self.refused: list[tuple[Origin, WireError]] = []
+        self.replaced: list[int] = []
+        self.states: list[tuple[int, dict[str, PresenceState]]] = []
+        self.news = asyncio.Event()
+
+    def tell(self, told: Sequence[Told]) -> None:
+        self.told += told
+        self.news.set()
+
+    def refuse(self, origins: Sequence[Origin], error: WireError) -> None:
+        self.refused += [(origin, error) for origin in origins]
+        self.news.set()
+
+    def replace(self, session: int) -> None:
+        self.replaced.append(session)
+
+    def presence(self, session: int, states: Mapping[str, PresenceState]) -> None:
+        self.states.append((session, dict(states)))
+        self.news.set()
+
+    async def outcomes(self, count: int) -> list[Told]:
+        async with asyncio.timeout(10):
+            while len(sent := [told for told in self.told if told.origin is not None]) < count:
+                self.news.clear()
+                await self.news.wait()
+        return sent
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ms = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+class World:
+    def __init__(self, **settings: object) -> None:
+        self.clock, self.journal, self.store, self.gateway = Clock(), MemoryJournal(), MemoryStore(), Gateway()
+        self.failures: list[BaseException] = []
+        self.settings = Settings(**settings)  # type: ignore[arg-type]
+        self.engine = self.new_engine()
+
+    def new_engine(self) -> Engine:
+        return Engine(
+            self.settings, self.journal, self.store, Snowflake(1, self.clock), Counters(),
+            now_ms=self.clock, monotonic_ms=self.clock, fatal=self.failures.append,
+        )  # fmt: skip
+
+    def send(self, session: int, to: str, key: str, retry: bool = False) -> None:
+        self.engine.send(session, key, to, "text", b'"x"', retry)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World(presence_offline_delay_ms=5000, max_devices_online=2, membership_changes_per_minute=3)
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    await world.engine.login(2, "bob", "b1", "")
+    yield world
+    world.journal.gate.set()
+    world.journal.failing = False
+    await world.engine.close()
+    assert world.failures == []
+
+
+async def test_nothing_is_told_before_the_journal_returns(world: World) -> None:
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "one")
+    await world.journal.appending.wait()
+    world.send(1, "@bob", "two")
+    world.send(2, "@alice", "three")
+    assert [told for told in world.gateway.told if told.origin] == []
+    world.journal.gate.set()
+    sent = await world.gateway.outcomes(3)
+    assert [told.origin.ref for told in sent if told.origin] == ["one", "two", "three"]
+    assert [told.outcome.message.seq for told in sent if isinstance(told.outcome, Stored)] == [1, 2, 3]
+    sends = [entry for entry in world.journal.entries if type(entry.records[0]).__name__ == "Send"]
+    assert [len(entry.records) for entry in sends] == [1, 2], "the second and third shared one commit"
+
+
+async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
+    world.journal.failing = True
+    world.gateway.news.clear()
+    world.send(1, "@bob", "k")
+    async with asyncio.timeout(10):
+        await world.gateway.news.wait()
+    assert [(origin.ref, error.code) for origin, error in world.gateway.refused] == [("k", "unavailable")]
+    with pytest.raises(Refused) as refusal:
+        await world.engine.create_group(1, "#g", "", "open")
+    assert refusal.value.error.code == "unavailable"
+    world.journal.failing = False
+    world.send(1, "@bob", "k", retry=True)
+    (told,) = await world.gateway.outcomes(1)
+    assert isinstance(told.outcome, Stored) and told.outcome.message.seq == 1
+
+
+async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: World) -> None:
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "k")
+    await world.journal.appending.wait()
+    world.gateway.news.clear()
+    world.clock.ms += 9_500
+    async with asyncio.timeout(10):
+        await world.gateway.news.wait()
+    assert [origin.ref for origin, _ in world.gateway.refused] == ["k"]
+    world.journal.gate.set()
+    world.send(1, "@bob", "k", retry=True)
+    (told,) = await world.gateway.outcomes(1)
+    assert isinstance(told.outcome, Duplicate), "it was kept after all, and is acknowledged once"
+
+
+async def test_a_full_tail_says_busy(world: World) -> None:
+    world.store.full = True
+    with pytest.raises(Refused) as refusal:
+        world.send(1, "@bob", "k")
+    world.store.full = False
+    assert refusal.value.error.code == "busy"
+
+
+async def test_devices_replace_and_are_limited(world: World) -> None:
+    await world.engine.login(3, "alice", "a2", "")
+    with pytest.raises(Refused) as refusal:
+        await world.engine.login(4, "alice", "a3", "")
+    assert refusal.value.error.code == "limit_exceeded"
+    await world.engine.login(5, "alice", "a1", "")
+    assert world.gateway.replaced == [1]
+    world.engine.logout(1)
+    world.send(5, "@bob", "k")
+    await world.gateway.outcomes(1)
+
+
+async def test_racing_logins_of_new_devices_do_not_pass_the_limit(world: World) -> None:
+    logins = [world.engine.login(10 + n, "carol", f"c{n}", "") for n in range(4)]
+    results = await asyncio.gather(*logins, return_exceptions=True)
+    assert sum(isinstance(result, Refused) for result in results) == 2
+
+
+async def test_an_ack_holds_at_once_and_survives_a_restart(world: World) -> None:
+    for n in range(3):
+        world.send(2, "@alice", str(n))
+    await world.gateway.outcomes(3)
+    world.engine.ack(1, {"@bob": 2, "#foreign": 9, "@nobody": 1})
+    page = await world.engine.sync(1, 50, {}, None)
+    assert [item.message.seq for item in page.items] == [3]
+    world.engine.logout(1)
+    await world.engine.close()
+    world.engine = world.new_engine()
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(7, "alice", "a1", "")
+    page = await world.engine.sync(7, 50, {}, None)
+    assert [item.message.seq for item in page.items] == [3]
+    await world.engine.login(8, "alice", "new", "")
+    page = await world.engine.sync(8, 50, {}, None)
+    assert [item.message.seq for item in page.items] == [3], "a new device starts where the furthest stands"
+
+
+async def test_a_new_session_inherits_unwritten_acks(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    world.engine.ack(1, {"@bob": 1})
+    world.engine.logout(1)
+    await world.engine.login(9, "alice", "a1", "")
+    assert (await world.engine.sync(9, 50, {}, None)).items == []
+
+
+async def test_presence_waits_before_it_says_offline(world: World) -> None:
+    states = world.engine.presence(1, ["@bob", "@nobody"], True)
+    assert states == {"@bob": PresenceState(True, None), "@nobody": PresenceState(False, None)}
+    gone_at = world.clock.ms
+    world.engine.logout(2)
+    await world.engine.login(3, "bob", "b1", "")
+    assert world.gateway.states == [], "a reconnect shows nobody a flicker"
+    world.engine.logout(3)
+    assert world.engine.presence(1, ["@bob"], None)["@bob"].online
+    world.gateway.news.clear()
+    world.clock.ms += 5_001
+    async with asyncio.timeout(10):
+        await world.gateway.news.wait()
+    assert world.gateway.states == [(1, {"@bob": PresenceState(False, gone_at)})]
+    assert world.engine.presence(1, ["@bob"], False)["@bob"].last_seen == gone_at
+
+
+async def test_groups_through_the_engine(world: World) -> None:
+    made = await world.engine.create_group(1, None, "Team", "open")
+    group = made["group"]
+    assert made | {"group": "#g"} == {
+        "group": "#g", "name": "Team", "join": "open", "owner": "alice", "members": 1, "seq": 0, "first_seq": 1,
+    }  # fmt: skip
+    world.send(1, group, "k")
+    await world.gateway.outcomes(1)
+    joined = await world.engine.join_group(2, group)
+    assert joined == {"group": group, "seq": 1, "first_seq": 2, "members": 2}
+    assert list(world.engine.groups("bob")) == [group]
+    await world.engine.leave_group(2, group)
+    await world.engine.join_group(2, group)
+    with pytest.raises(Refused) as refusal:
+        await world.engine.leave_group(2, group)
+    assert refusal.value.error.code == "rate_limited"
+    assert (refusal.value.error.retry_after_ms or 0) > 0
+    events = [told.outcome.events for told in world.gateway.told if isinstance(told.outcome, GroupChanged)]
+    assert events[:2] == [(("joined", "alice"),), (("joined", "bob"),)]
+
+
+async def test_refusals_of_the_fold_reach_their_sender(world: World) -> None:
+    world.send(1, "@nobody", "k")
+    (told,) = await world.gateway.outcomes(1)
+    assert isinstance(told.outcome, Rejected) and told.outcome.code == "unknown_user"
+
+
+async def test_a_store_ahead_of_its_journal_is_refused(world: World) -> None:
+    await world.engine.close()
+    world.journal.entries.clear()
+    with pytest.raises(DataDirectoryError, match="ahead of the journal"):
+        await world.new_engine().recover()
