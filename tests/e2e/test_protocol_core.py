@@ -9,6 +9,7 @@ import time
 import jwt
 import msgspec
 import pytest
+
 from outsider import JSON, MSGPACK, Outsider
 
 pytestmark = pytest.mark.slow
@@ -46,11 +47,15 @@ async def test_a_second_login_on_a_connection_is_invalid_state(server, login, na
 @pytest.mark.parametrize(
     ("data", "field"),
     [
-        ({"device_id": "d"}, "token"), ({"token": 3, "device_id": "d"}, "token"), ({"token": "x"}, "device_id"),
-        ({"token": "x", "device_id": ""}, "device_id"), ({"token": "x", "device_id": "a b"}, "device_id"),
-        ({"token": "x", "device_id": "d" * 65}, "device_id"), ({"token": "x", "device_id": "d", "platform": "ä"}, "platform"),
+        ({"device_id": "d"}, "token"),
+        ({"token": 3, "device_id": "d"}, "token"),
+        ({"token": "x"}, "device_id"),
+        ({"token": "x", "device_id": ""}, "device_id"),
+        ({"token": "x", "device_id": "a b"}, "device_id"),
+        ({"token": "x", "device_id": "d" * 65}, "device_id"),
+        ({"token": "x", "device_id": "d", "platform": "ä"}, "platform"),
     ],
-)  # fmt: skip
+)
 async def test_login_with_an_invalid_field_does_not_close(server, connect, name, data, field):
     client = await connect()
     error = await client.refused("login", data)
@@ -94,7 +99,20 @@ def forged(server, user, kind):
     return jwt.encode(claims, key, algorithm="HS256", headers=headers)
 
 
-KINDS = ["garbage", "empty", "none", "key", "no exp", "no sub", "bad sub", "reserved", "nbf", "aud", "crit", "hs512"]
+KINDS = [
+    "garbage",
+    "empty",
+    "none",
+    "key",
+    "no exp",
+    "no sub",
+    "bad sub",
+    "reserved",
+    "nbf",
+    "aud",
+    "crit",
+    "hs512",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -208,19 +226,26 @@ async def test_pipelined_sends_take_seq_in_sending_order_and_a_refused_one_holds
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [
-        ({"to": None}, "invalid_field", "to"), ({"to": "bob"}, "invalid_field", "to"), ({"to": "@"}, "invalid_field", "to"),
-        ({"to": "@a b"}, "invalid_field", "to"), ({"to": "@" + "x" * 65}, "invalid_field", "to"),
-        ({"to": 3}, "invalid_field", "to"), ({"to": "@no-such-user"}, "unknown_user", None),
-        ({"to": "#no-such-group"}, "unknown_group", None), ({"content_type": ""}, "invalid_field", "content_type"),
-        ({"content_type": "a b"}, "invalid_field", "content_type"), ({"content_type": "x" * 65}, "invalid_field", "content_type"),
-        ({"content_type": "hongyan.recall"}, "invalid_field", "content_type"), ({"content_type": 1}, "invalid_field", "content_type"),
+        ({"to": None}, "invalid_field", "to"),
+        ({"to": "bob"}, "invalid_field", "to"),
+        ({"to": "@"}, "invalid_field", "to"),
+        ({"to": "@a b"}, "invalid_field", "to"),
+        ({"to": "@" + "x" * 65}, "invalid_field", "to"),
+        ({"to": 3}, "invalid_field", "to"),
+        ({"to": "@no-such-user"}, "unknown_user", None),
+        ({"to": "#no-such-group"}, "unknown_group", None),
+        ({"content_type": ""}, "invalid_field", "content_type"),
+        ({"content_type": "a b"}, "invalid_field", "content_type"),
+        ({"content_type": "x" * 65}, "invalid_field", "content_type"),
+        ({"content_type": "hongyan.recall"}, "invalid_field", "content_type"),
+        ({"content_type": 1}, "invalid_field", "content_type"),
         ({"retry": "yes"}, "invalid_field", "retry"),
     ],
-)  # fmt: skip
+)
 async def test_a_bad_send_is_refused_by_name(login, name, change, code, field):
     a = await login(name("a"))
     data = {"to": f"@{name('a')}", "content_type": "t", "content": 1} | change
-    error = await a.refused("send_message", {k: v for k, v in data.items()})
+    error = await a.refused("send_message", data)
     assert error["code"] == code
     if field:
         assert error["field"].split(".")[-1] == field
@@ -246,16 +271,37 @@ async def test_reserved_and_bare_words_as_content_type(login, name, group):
 
 # --- content ---------------------------------------------------------------------------------------
 
+
+def sending(user: str, content: str) -> str:
+    """A send_message whose content is this very text, valid JSON or not."""
+    data = f'{{"to":"@{user}","content_type":"t","content":{content}}}'
+    return f'{{"type":"send_message","message_id":"k","data":{data}}}'
+
+
 GOOD = [
-    "null", "true", "0", "-0.5", "1e10", "123456789012345678901234567890", '"\\u0000"', '"\\ud83e\\udda2"', "[]", "{}",
-    "[" * 64 + "]" * 64, '{"a":' * 64 + "1" + "}" * 64, "1" * 100, "18446744073709551615", '{"a":1,"a":2}', '"\\u2028"',
-]  # fmt: skip
+    "null",
+    "true",
+    "0",
+    "-0.5",
+    "1e10",
+    "123456789012345678901234567890",
+    '"\\u0000"',
+    '"\\ud83e\\udda2"',
+    "[]",
+    "{}",
+    "[" * 64 + "]" * 64,
+    '{"a":' * 64 + "1" + "}" * 64,
+    "1" * 100,
+    "18446744073709551615",
+    '{"a":1,"a":2}',
+    '"\\u2028"',
+]
 
 
 @pytest.mark.parametrize("text", GOOD)
 async def test_content_arrives_as_it_was_sent(login, name, text):
     a, b, m = await login(name("a")), await login(name("b")), await login(name("b"), "d2", MSGPACK)
-    body = f'{{"type":"send_message","message_id":"k","data":{{"to":"@{name("b")}","content_type":"t","content":{text}}}}}'
+    body = sending(name("b"), text)
     await a.raw(body)
     assert (await a.reply("k"))["type"] == "ack"
     assert (await b.push("message"))["data"]["content"] == json.loads(text)
@@ -265,15 +311,23 @@ async def test_content_arrives_as_it_was_sent(login, name, text):
 
 
 BAD = [
-    "[" * 65 + "]" * 65, '{"a":' * 65 + "1" + "}" * 65, "[" * 1100 + "]" * 1100, "1" * 101, "1" * 5000, "1e400", "-1e400",
-    '"\\ud800"', '"\\udc00\\ud800"', '{"\\ud800":1}',
-]  # fmt: skip
+    "[" * 65 + "]" * 65,
+    '{"a":' * 65 + "1" + "}" * 65,
+    "[" * 1100 + "]" * 1100,
+    "1" * 101,
+    "1" * 5000,
+    "1e400",
+    "-1e400",
+    '"\\ud800"',
+    '"\\udc00\\ud800"',
+    '{"\\ud800":1}',
+]
 
 
 @pytest.mark.parametrize("text", BAD)
 async def test_content_another_client_would_choke_on_never_gets_in(login, name, text):
     a = await login(name("a"))
-    body = f'{{"type":"send_message","message_id":"k","data":{{"to":"@{name("a")}","content_type":"t","content":{text}}}}}'
+    body = sending(name("a"), text)
     await a.raw(body)
     error = (await a.reply("k"))["data"]
     assert error["code"] == "invalid_field"
@@ -284,7 +338,7 @@ async def test_content_another_client_would_choke_on_never_gets_in(login, name, 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "01", "'x'", "[1,]", '"\t"', "{1:2}", "tru", '"\\x41"'])
 async def test_what_is_not_rfc_8259_is_malformed_or_invalid(login, name, text):
     a = await login(name("a"))
-    body = f'{{"type":"send_message","message_id":"k","data":{{"to":"@{name("a")}","content_type":"t","content":{text}}}}}'
+    body = sending(name("a"), text)
     await a.raw(body)
     error = (await a.until(lambda e: e["type"] == "error"))["data"]
     assert error["code"] in ("malformed", "invalid_field")
@@ -293,17 +347,27 @@ async def test_what_is_not_rfc_8259_is_malformed_or_invalid(login, name, text):
 
 def packed(user, content: bytes) -> bytes:
     pack = msgspec.msgpack.encode
-    data = b"\x83" + pack("to") + pack(f"@{user}") + pack("content_type") + pack("t") + pack("content") + content
-    return b"\x83" + pack("type") + pack("send_message") + pack("message_id") + pack("k") + pack("data") + data
+    data = (
+        b"\x83" + pack("to") + pack(f"@{user}") + pack("content_type") + pack("t") + pack("content") + content
+    )
+    return (
+        b"\x83" + pack("type") + pack("send_message") + pack("message_id") + pack("k") + pack("data") + data
+    )
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"\xc4\x01x", b"\xd4\x05x", b"\xd6\xff\x00\x00\x00\x00", b"\xcb\x7f\xf0" + b"\x00" * 6, b"\xcb\x7f\xf8" + b"\x00" * 6,
-        b"\x81\x01\x02", b"\x91" * 65 + b"\xc0", b"\xca\x7f\x80\x00\x00",
+        b"\xc4\x01x",
+        b"\xd4\x05x",
+        b"\xd6\xff\x00\x00\x00\x00",
+        b"\xcb\x7f\xf0" + b"\x00" * 6,
+        b"\xcb\x7f\xf8" + b"\x00" * 6,
+        b"\x81\x01\x02",
+        b"\x91" * 65 + b"\xc0",
+        b"\xca\x7f\x80\x00\x00",
     ],
-)  # fmt: skip
+)
 async def test_msgpack_content_outside_the_json_types_is_invalid(login, name, content):
     a = await login(name("a"), subprotocol=MSGPACK)
     await a.raw(packed(name("a"), content))

@@ -12,8 +12,14 @@ async def test_create_answers_and_again_by_its_owner_the_same(login, name):
     made = await a.ask("create_group", {"group": group, "name": "Team 鸿", "join": "open"})
     del made["ref"]
     assert made == {
-        "group": group, "name": "Team 鸿", "join": "open", "owner": name("a"), "members": 1, "seq": 0, "first_seq": 1,
-    }  # fmt: skip
+        "group": group,
+        "name": "Team 鸿",
+        "join": "open",
+        "owner": name("a"),
+        "members": 1,
+        "seq": 0,
+        "first_seq": 1,
+    }
     again = await a.ask("create_group", {"group": group, "name": "Other"})
     assert again["owner"] == name("a")
     assert again["name"] == "Team 鸿"
@@ -32,11 +38,15 @@ async def test_a_group_without_a_name_gets_an_id(login, name):
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        ({"group": "team"}, "invalid_field"), ({"group": "@team"}, "invalid_field"), ({"group": "#"}, "invalid_field"),
-        ({"group": "#hongyan.x"}, "invalid_field"), ({"name": 3}, "invalid_field"), ({"join": "secret"}, "invalid_field"),
+        ({"group": "team"}, "invalid_field"),
+        ({"group": "@team"}, "invalid_field"),
+        ({"group": "#"}, "invalid_field"),
+        ({"group": "#hongyan.x"}, "invalid_field"),
+        ({"name": 3}, "invalid_field"),
+        ({"join": "secret"}, "invalid_field"),
         ({"name": "x" * 129}, "too_large"),
     ],
-)  # fmt: skip
+)
 async def test_a_bad_group_is_refused(login, name, data, code):
     a = await login(name("a"))
     assert (await a.refused("create_group", data))["code"] == code
@@ -97,7 +107,9 @@ async def test_a_stranger_to_a_group(login, name):
     assert (await b.refused("history", {"conversation": "#no.such.group"}))["code"] == "unknown_group"
     assert (await b.refused("history", {"conversation": group}))["code"] == "not_member"
     assert (await b.refused("invite", {"group": group, "users": [f"@{name('a')}"]}))["code"] == "not_member"
-    assert (await b.refused("send_message", {"to": group, "content_type": "t", "content": 1}))["code"] == "not_member"
+    assert (await b.refused("send_message", {"to": group, "content_type": "t", "content": 1}))[
+        "code"
+    ] == "not_member"
     await a.say(group, "private")
     assert await b.sync(cursors={group: 0}) == []
 
@@ -136,7 +148,12 @@ async def test_the_longest_member_becomes_owner_and_the_next_to_join_an_empty_gr
 
 
 async def test_group_events_reach_members_and_own_devices(login, name):
-    a, b1, b2, group = await login(name("a")), await login(name("b")), await login(name("b"), "d2"), f"#{name('g')}"
+    a, b1, b2, group = (
+        await login(name("a")),
+        await login(name("b")),
+        await login(name("b"), "d2"),
+        f"#{name('g')}",
+    )
     await a.ask("create_group", {"group": group})
     await b1.ask("join_group", {"group": group})
     expected = {"group": group, "event": "joined", "user": name("b")}
@@ -162,7 +179,9 @@ async def test_group_seq_is_the_same_for_everyone_and_own_ack_fills_the_gap(logi
         while len(view) < 90:
             envelope = await member.until(lambda e: e["type"] in ("ack", "message"))
             data = envelope["data"]
-            view.append((data["seq"], own.index(data["ref"]) if envelope["type"] == "ack" else tuple(data["content"])))
+            view.append(
+                (data["seq"], own.index(data["ref"]) if envelope["type"] == "ack" else tuple(data["content"]))
+            )
         assert [seq for seq, _ in view] == list(range(1, 91))
         views.append(view)
     history = {m["seq"]: tuple(m["content"]) for m in await members[0].all_history(group)}
@@ -196,7 +215,9 @@ async def test_history_bounds_are_exclusive(login, name):
     assert await ask(before=1) == ([], False)
 
 
-@pytest.mark.parametrize("bounds", [{"before": -1}, {"after": "1"}, {"limit": 0}, {"limit": 501}, {"before": 1.5}])
+@pytest.mark.parametrize(
+    "bounds", [{"before": -1}, {"after": "1"}, {"limit": 0}, {"limit": 501}, {"before": 1.5}]
+)
 async def test_history_fields_are_checked(login, name, bounds):
     a = await login(name("a"))
     error = await a.refused("history", {"conversation": f"@{name('a')}", **bounds})
@@ -247,7 +268,10 @@ async def test_conversations_newest_first_with_pages(login, name):
 async def test_presence_asks_subscribes_and_unsubscribes(login, name):
     a, bob = await login(name("a")), f"@{name('b')}"
     hidden = {"online": False, "last_seen": None}
-    assert (await a.ask("presence", {"users": [bob, "@no.such"]}))["states"] == {bob: hidden, "@no.such": hidden}
+    assert (await a.ask("presence", {"users": [bob, "@no.such"]}))["states"] == {
+        bob: hidden,
+        "@no.such": hidden,
+    }
     b = await login(name("b"))
     assert (await a.ask("presence", {"users": [bob], "subscribe": True}))["states"] == {
         bob: {"online": True, "last_seen": None}

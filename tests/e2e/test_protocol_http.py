@@ -8,6 +8,7 @@ import time
 import httpx
 import jwt
 import pytest
+
 from outsider import Outsider
 from server_process import ServerProcess
 
@@ -54,21 +55,27 @@ async def test_register_then_login_then_chat(server, http, name):
 
 async def test_a_user_created_by_a_token_cannot_be_registered_over(http, login, name):
     await login(name("a"))
-    problem(await http.post(REGISTER, json={"user_id": name("a"), "password": "12345678"}), 409, "already_exists")
+    problem(
+        await http.post(REGISTER, json={"user_id": name("a"), "password": "12345678"}), 409, "already_exists"
+    )
     problem(await http.post(LOGIN, json={"user_id": name("a"), "password": "12345678"}), 401, "bad_token")
 
 
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        (b"{", "malformed"), (b"[]", "malformed"), (b"\xff", "malformed"), (b'{"user_id":"x"}', "invalid_field"),
-        (b'{"user_id":"a b","password":"12345678"}', "invalid_field"), (b'{"user_id":3,"password":"12345678"}', "invalid_field"),
+        (b"{", "malformed"),
+        (b"[]", "malformed"),
+        (b"\xff", "malformed"),
+        (b'{"user_id":"x"}', "invalid_field"),
+        (b'{"user_id":"a b","password":"12345678"}', "invalid_field"),
+        (b'{"user_id":3,"password":"12345678"}', "invalid_field"),
         (b'{"user_id":"hongyan.x","password":"12345678"}', "invalid_field"),
         (b'{"user_id":"ok","password":"1234567"}', "invalid_field"),
         (json.dumps({"user_id": "ok", "password": "x" * 257}).encode(), "invalid_field"),
         (json.dumps({"user_id": "ok", "password": "é" * 129}).encode(), "invalid_field"),
     ],
-)  # fmt: skip
+)
 async def test_a_bad_body_is_400(http, body, code):
     problem(await http.post(REGISTER, content=body), 400, code)
 
@@ -133,7 +140,10 @@ async def test_an_external_key_mints_tokens_and_turns_register_off(server_factor
     client = await Outsider.connect(server.url)
     await client.login(jwt.encode(claims, key, algorithm="EdDSA"))
     await client.close()
-    wrong = [jwt.encode(claims | {"aud": "x"}, key, algorithm="EdDSA"), jwt.encode(claims | {"iss": "x"}, key, algorithm="EdDSA")]
+    wrong = [
+        jwt.encode(claims | {"aud": "x"}, key, algorithm="EdDSA"),
+        jwt.encode(claims | {"iss": "x"}, key, algorithm="EdDSA"),
+    ]
     wrong.append(jwt.encode({k: v for k, v in claims.items() if k != "aud"}, key, algorithm="EdDSA"))
     wrong.append(jwt.encode(claims, pem.read_bytes().hex(), algorithm="HS256"))  # algorithm confusion
     for token in wrong:

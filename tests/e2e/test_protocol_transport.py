@@ -8,10 +8,11 @@ import re
 
 import msgspec
 import pytest
-from outsider import JSON, MSGPACK, Outsider
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
+
+from outsider import JSON, MSGPACK, Outsider
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,13 @@ async def test_only_unknown_subprotocols_are_refused_with_400(server):
 
 @pytest.mark.parametrize(
     ("offered", "chosen"),
-    [([JSON], JSON), ([MSGPACK], MSGPACK), (["x", MSGPACK, JSON], MSGPACK), ([JSON, MSGPACK], JSON), (None, None)],
+    [
+        ([JSON], JSON),
+        ([MSGPACK], MSGPACK),
+        (["x", MSGPACK, JSON], MSGPACK),
+        ([JSON, MSGPACK], JSON),
+        (None, None),
+    ],
 )
 async def test_the_first_known_subprotocol_is_chosen(server, offered, chosen):
     names = None if offered is None else [Subprotocol(name) for name in offered]
@@ -97,10 +104,20 @@ async def test_malformed_json_is_answered_and_the_connection_stays(login, name, 
 
 
 MALFORMED_MSGPACK = [
-    b"", b"\xc1", b"\x81", b"\x90", b"\x03", b"\xc0", b"\x80", msgspec.msgpack.encode({"type": 1}),
-    msgspec.msgpack.encode({"type": "heartbeat", "data": []}), msgspec.msgpack.encode({"type": "heartbeat"}) + b"\x00",
-    b"\x81\xa4type\xa2\xff\xff", '{"type": "heartbeat"}', b"\x91" * 5000,
-]  # fmt: skip
+    b"",
+    b"\xc1",
+    b"\x81",
+    b"\x90",
+    b"\x03",
+    b"\xc0",
+    b"\x80",
+    msgspec.msgpack.encode({"type": 1}),
+    msgspec.msgpack.encode({"type": "heartbeat", "data": []}),
+    msgspec.msgpack.encode({"type": "heartbeat"}) + b"\x00",
+    b"\x81\xa4type\xa2\xff\xff",
+    '{"type": "heartbeat"}',
+    b"\x91" * 5000,
+]
 
 
 @pytest.mark.parametrize("payload", MALFORMED_MSGPACK)
@@ -162,7 +179,9 @@ async def test_server_envelopes_and_ref(login, name):
 
 async def test_unknown_fields_are_ignored(login, name):
     client = await login(name("a"))
-    await client.raw('{"type":"heartbeat","message_id":"u","data":{"new":[1]},"other":{"x":null},"timestamp":1}')
+    await client.raw(
+        '{"type":"heartbeat","message_id":"u","data":{"new":[1]},"other":{"x":null},"timestamp":1}'
+    )
     assert (await client.reply("u"))["type"] == "heartbeat"
 
 

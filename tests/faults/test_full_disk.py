@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from outsider import Outsider
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount.mkdir()
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a small tmpfs")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", mount], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", mount], capture_output=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip(f"cannot mount a tmpfs here: {done.stderr.decode().strip()}")
     yield mount
@@ -74,7 +77,9 @@ async def test_a_full_disk_is_unavailable_then_service_resumes(server_factory, s
         await client.login(server.token("a"))
         items = await client.all_history("@a")
         assert [m["seq"] for m in items] == list(range(1, len(items) + 1))
-        assert {m["key"]: (m["seq"], m["content"]) for m in items[1:]} == {k: (acked[k], sent[k]) for k in sent}
+        assert {m["key"]: (m["seq"], m["content"]) for m in items[1:]} == {
+            k: (acked[k], sent[k]) for k in sent
+        }
         await client.close()
     finally:
         server.kill()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from server_process import ServerProcess
 
 from .workload import Workload
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.slow
 
 def journal_of(server: ServerProcess) -> Path:
     """The one SQLite file in the data directory."""
-    found = [p for p in server.data_dir.rglob("*") if p.is_file() and p.read_bytes()[:15] == b"SQLite format 3"]
+    found = [
+        p for p in server.data_dir.rglob("*") if p.is_file() and p.read_bytes()[:15] == b"SQLite format 3"
+    ]
     assert len(found) == 1, found
     return found[0]
 
@@ -45,7 +48,7 @@ async def test_kill_9_during_recovery(server_factory, rounds):
         await load.crash_after(1500, server.kill)
         for _ in range(2):
             process = server.spawn()
-            time.sleep(chance.uniform(0.1, 0.9))  # a random moment is the point
+            await asyncio.sleep(chance.uniform(0.1, 0.9))  # a random moment is the point
             process.kill()
             process.wait()
         await asyncio.to_thread(server.start)
@@ -60,8 +63,7 @@ async def test_a_torn_last_write(server_factory):
     for torn in (b"\x00" * 4096, random.Random(3).randbytes(2500)):
         await load.crash_after(700, server.kill)
         wal = Path(f"{journal_of(server)}-wal")
-        with wal.open("ab") as file:
-            file.write(torn)
+        append(wal, torn)
         await asyncio.to_thread(server.start)
         await load.settle_and_check()
 
@@ -95,6 +97,11 @@ async def test_the_journal_trimmed_to_its_last_row(server_factory):
             await again.close()
         server.kill()
         await asyncio.to_thread(server.start)
+
+
+def append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
 
 
 def rows(server: ServerProcess) -> int:

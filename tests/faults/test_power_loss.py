@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from server_process import ServerProcess
 
 from .workload import Workload

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from outsider import Outsider
 from server_process import SOURCES, ServerProcess
 
@@ -46,7 +47,8 @@ async def test_sigterm_under_load_loses_nothing(server_factory):
     for client in idle:
         code, reason = await client.closed()
         assert code == 1012
-        assert (found := re.fullmatch(r"retry_after_ms=(\d+)", reason))
+        found = re.fullmatch(r"retry_after_ms=(\d+)", reason)
+        assert found
         delays.append(int(found[1]))
     assert len(set(delays)) > 1, "every client told to come back at the same moment"
     await asyncio.to_thread(server.start)
@@ -123,7 +125,9 @@ async def test_a_damaged_directory_is_refused_and_left_alone(server_factory, dam
         case "manifest":
             for file in manifest.parent.glob("MANIFEST-*"):
                 file.write_bytes(os.urandom(200))
-    before = {k: v for k, v in contents(server.data_dir).items() if "LOG" not in k and "LOCK" not in k.upper()}
+    before = {
+        k: v for k, v in contents(server.data_dir).items() if "LOG" not in k and "LOCK" not in k.upper()
+    }
     if damage == "store gone":
         # The store is a view: while the journal still holds everything it may be built again. Nothing
         # acknowledged may be missing then, and where it cannot be built the start is refused.
@@ -157,7 +161,9 @@ def test_wrong_settings_name_their_source_and_exit_2(tmp_path):
 
     def run(*flags: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hongyan", "serve", "--data-dir", str(tmp_path / "d"), *flags]
-        return subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(
+            command, env=env | more, capture_output=True, text=True, timeout=30, check=False
+        )
 
     for result, source in (
         (run("--port", "many"), "--port"),

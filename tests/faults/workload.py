@@ -6,9 +6,10 @@ import asyncio
 import random
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
 from outsider import Envelope, Outsider
 from server_process import ServerProcess
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 GROUP = "#crowd"
 IN_FLIGHT = 20
@@ -45,7 +46,9 @@ class Workload:
         post = waiting.pop(answer["data"]["ref"])
         if answer["type"] == "ack":
             seq = answer["data"]["seq"]
-            assert self.acked.setdefault(post, seq) == seq, f"{post}: another seq than it was acknowledged with"
+            assert self.acked.setdefault(post, seq) == seq, (
+                f"{post}: another seq than it was acknowledged with"
+            )
         else:
             assert answer["data"]["code"] in ("unavailable", "busy", "rate_limited"), answer
 
@@ -125,7 +128,9 @@ class Workload:
         for address in [GROUP, *(f"@{peer}" for peer in self.users)]:
             first = self.firsts[user] if address == GROUP else 1
             items = await client.all_history(address)
-            assert [m["seq"] for m in items] == list(range(first, first + len(items))), "a gap or a doubled seq"
+            assert [m["seq"] for m in items] == list(range(first, first + len(items))), (
+                "a gap or a doubled seq"
+            )
             found = {}
             for item in items:
                 if item["from"] == user:
