@@ -463,9 +463,8 @@ async def test_sync_pages_visit_each_conversation_once_in_order(login, name):
     b = await login(name("b"))
     peers = [await login(name(f"p{n}")) for n in range(4)]
     for peer in peers:
-        for n in range(23):
-            await peer.post(f"@{name('b')}", n)
-        await peer.barrier()
+        for key in [await peer.post(f"@{name('b')}", n) for n in range(23)]:
+            assert (await peer.reply(key))["type"] == "ack"
     page = await b.ask("sync_offline", {"limit": 7})
     seen, visits = [], []
     while True:
@@ -506,9 +505,9 @@ async def test_sync_limits_are_checked(login, name, limit):
 
 async def test_an_unreadable_page_is_invalid_field_after_sync(login, name):
     a = await login(name("a"))
-    for type_ in ("sync_offline", "conversations"):
-        error = await a.refused(type_, {"page": "nonsense"})
-        assert (error["code"], error["retry"]) == ("invalid_field", "after_sync")
+    error = await a.refused("sync_offline", {"page": "nonsense"})
+    assert (error["code"], error["retry"]) == ("invalid_field", "after_sync")
+    assert (await a.refused("conversations", {"page": "nonsense"}))["code"] == "invalid_field"
 
 
 async def test_a_page_holds_only_on_its_connection(login, name):

@@ -41,7 +41,7 @@ async def test_a_group_without_a_name_gets_an_id(login, name):
         ({"group": "team"}, "invalid_field"),
         ({"group": "@team"}, "invalid_field"),
         ({"group": "#"}, "invalid_field"),
-        ({"group": "#hongyan.x"}, "invalid_field"),
+        ({"group": "#hongyan.x"}, "forbidden"),
         ({"name": 3}, "invalid_field"),
         ({"join": "secret"}, "invalid_field"),
         ({"name": "x" * 129}, "too_large"),

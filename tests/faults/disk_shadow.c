@@ -1,7 +1,7 @@
 /* What a disk would hold after power loss, kept beside the real files.
  *
  * At each fsync or fdatasync of a file under $SHADOW_OF, its content is copied to the same path under
- * $SHADOW_TO before the call returns; renames and removals are repeated there. A file never synced is
+ * $SHADOW_TO before the call returns; renames, links and removals are repeated there. A file never synced is
  * not there. So file content counts from its last sync on; names (a directory's entries) count at once.
  * Nothing is copied when the real sync fails.
  */
@@ -73,6 +73,26 @@ int rename(const char *a, const char *b) {
     int r = real(a, b);
     char from[4096], into[4096];
     if (!r && shadow(a, from) && shadow(b, into)) { int saved = errno; real(from, into); errno = saved; }
+    return r;
+}
+
+int link(const char *a, const char *b) {
+    REAL(int, link, (const char *, const char *));
+    int r = real(a, b);
+    char from[4096], into[4096];
+    if (!r && shadow(a, from) && shadow(b, into)) { int saved = errno; real(from, into); errno = saved; }
+    return r;
+}
+
+int linkat(int at, const char *a, int bt, const char *b, int flags) {
+    REAL(int, linkat, (int, const char *, int, const char *, int));
+    int r = real(at, a, bt, b, flags);
+    char from[4096], into[4096];
+    if (!r && shadow(a, from) && shadow(b, into)) {
+        int saved = errno;
+        real(AT_FDCWD, from, AT_FDCWD, into, 0);
+        errno = saved;
+    }
     return r;
 }
 
