@@ -559,6 +559,7 @@ async def test_a_backlog_of_499_and_a_live_message_acked_out_of_turn_lose_nothin
             answer = await a.reply(await a.post(f"@{name('b')}", "resent", key))
     b = await login(name("b"))
     page = await b.ask("sync_offline", {"limit": 100})
+    a = await login(name("a"), "fresh")  # with a burst of its own
     live = await a.say(f"@{name('b')}", "live")
     assert live["data"]["seq"] == 500
     await b.push("message", seq=500)
