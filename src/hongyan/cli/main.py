@@ -1,0 +1,40 @@
+"""The `hongyan` command."""
+
+from __future__ import annotations
+
+import click
+
+from hongyan import __version__
+from hongyan.cli.serve import serve
+from hongyan.cli.token import token
+
+
+class _Commands(click.Group):
+    """`chat` is loaded when it is asked for: the server needs none of its libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["serve", "chat", "token"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "chat":
+            from hongyan.cli.chat import chat
+
+            return chat
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hongyan")
+def main() -> None:
+    """Hongyan 鸿雁: an instant-messaging server that keeps every acknowledged message.
+
+    \b
+    A first conversation, in three terminals:
+      hongyan serve
+      hongyan chat --user alice --to @bob
+      hongyan chat --user bob --to @alice
+    """
+
+
+main.add_command(serve)
+main.add_command(token)

@@ -1,0 +1,398 @@
+"""The view on RocksDB, behind a tail in memory.
+
+A write holds the GIL (40 MB froze every thread for 60 ms), so one is about 1 MB and 1,000 rows at most,
+with the loop's other work in between; it takes whole batches in offset order together with the offset,
+so what is on disk is always the state at one offset. Nothing is fsynced but in `sync`, in a thread
+(`flush_wal` releases the GIL): what a crash cuts off, the journal replays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache as BlockCache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
+
+from hongyan.errors import DataDirectoryError
+from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
+from hongyan.store import keys
+from hongyan.store.cache import Cache
+from hongyan.store.tail import Tail
+
+VERSION = b"1"
+WRITE_ROWS = 1_000
+WRITE_BYTES = 1 << 20
+RUN_BYTES = 64 * 1024  # one row of messages: reading one message decodes no more than this
+READ_BYTES = 512 * 1024
+_RETRY_S = (0.2, 0.5, 1.0)
+# A write that fails so is tried again; any other failure ends the process.
+_PASSING = ("no space", "incomplete", "stall", "busy", "try again", "shutdown in progress")
+
+_encode = msgspec.msgpack.Encoder().encode
+_Row = tuple[int, int, int, str, str, str, bytes]
+_decode_run = msgspec.msgpack.Decoder(list[_Row]).decode
+_decode_conversation = msgspec.msgpack.Decoder(Conversation).decode
+_decode_membership = msgspec.msgpack.Decoder(Membership).decode
+_decode_user = msgspec.msgpack.Decoder(User).decode
+_decode_sent = msgspec.msgpack.Decoder(Sent).decode
+_MISSING: Any = object()
+
+
+class RocksStore:
+    """See `hongyan.store.base.Store`. `fatal` is called with an I/O error that nothing can go on after."""
+
+    def __init__(
+        self, db: Rdict, offset: int, *, cache_conversations: int, tail_messages: int, tail_bytes: int,
+        flush_interval_ms: int, fatal: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self._db: Rdict | None = db
+        self._get = db.get
+        self.offset = offset
+        self.on_disk = offset
+        self._synced = offset
+        self._tail = Tail()
+        self._tail_rows = 2 * tail_messages
+        self._tail_bytes = tail_bytes
+        self._interval_s = flush_interval_ms / 1000
+        self._fatal = fatal
+        self._conversations: Cache[str, Conversation | None] = Cache(cache_conversations)
+        self._memberships: Cache[tuple[str, str], Membership | None] = Cache(2 * cache_conversations)
+        self._users: Cache[str, User | None] = Cache(cache_conversations)
+        self._write_options = WriteOptions()
+        self._write_options.no_slowdown = True
+        self._timer: asyncio.Handle | None = None
+        self._failures = 0
+        self.flushes = 0
+        self.flushed_rows = 0
+        self.flush_failures = 0
+
+    @classmethod
+    def open(
+        cls, path: Path, identity: str, *, cache_conversations: int = 100_000, tail_messages: int = 100_000,
+        tail_bytes: int = 64 << 20, flush_interval_ms: int = 200, fatal: Callable[[BaseException], None],
+    ) -> RocksStore:  # fmt: skip
+        """Open or create; blocks. `identity` is the journal's. Raises DataDirectoryError."""
+        try:
+            db = Rdict(str(path), _options(), access_type=AccessType.read_write())
+        except Exception as error:
+            raise DataDirectoryError(f"the store {path} does not open: {error}") from None
+        try:
+            version, whose = db.get(keys.VERSION), db.get(keys.IDENTITY)
+            if version is None and db.latest_sequence_number() == 0:
+                first = WriteBatch(raw_mode=True)
+                first.put(keys.VERSION, VERSION)
+                first.put(keys.IDENTITY, identity.encode())
+                db.write(first)
+            elif version != VERSION:
+                raise DataDirectoryError(f"the store {path} is of version {version!r}; this program reads {VERSION!r}")
+            elif whose != identity.encode():
+                raise DataDirectoryError(f"the store {path} belongs to another journal: restore both from one backup")
+            raw = db.get(keys.OFFSET)
+        except DataDirectoryError:
+            db.close()
+            raise
+        except Exception as error:
+            db.close()
+            raise DataDirectoryError(f"the store {path} is damaged: {error}") from None
+        return cls(
+            db, keys.read_number(raw) if raw is not None else 0, cache_conversations=cache_conversations,
+            tail_messages=tail_messages, tail_bytes=tail_bytes, flush_interval_ms=flush_interval_ms, fatal=fatal,
+        )  # fmt: skip
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        return self._tail.pending_rows >= self._tail_rows or self._tail.pending_bytes >= self._tail_bytes
+
+    @property
+    def pending_rows(self) -> int:
+        return self._tail.pending_rows
+
+    @property
+    def pending_bytes(self) -> int:
+        return self._tail.pending_bytes
+
+    def apply(self, offset: int, changes: Changes) -> None:
+        self.offset = offset
+        self._tail.add(offset, changes)
+        for key, conversation in changes.conversations.items():
+            self._conversations.put(key, conversation)
+        for at, row in changes.memberships.items():
+            self._memberships.put(at, row)
+        for user, found in changes.users.items():
+            self._users.put(user, found)
+        if self._timer is None:
+            hurry = 2 * self._tail.pending_rows >= self._tail_rows
+            self._timer = asyncio.get_running_loop().call_later(0 if hurry else self._interval_s, self._flush)
+
+    def _flush(self) -> None:
+        """Write one slice; come back for the next, or after a while where the disk refused."""
+        self._timer = None
+        if not self._tail.batches or self._db is None:
+            return
+        loop = asyncio.get_running_loop()
+        if not self._write_slice():
+            self._timer = loop.call_later(_RETRY_S[min(self._failures, len(_RETRY_S)) - 1], self._flush)
+        elif self._tail.batches:
+            self._timer = loop.call_soon(self._flush)
+
+    def _write_slice(self) -> bool:
+        """Write the oldest batches down as one unit. False: refused for now, nothing was passed over."""
+        assert self._db is not None
+        count, offset, changes = self._tail.head(WRITE_ROWS, WRITE_BYTES)
+        batch = _rows(changes)
+        batch.put(keys.OFFSET, keys.number(offset))
+        rows = len(batch)
+        try:
+            self._db.write(batch, self._write_options)
+        except Exception as error:
+            self._failures += 1
+            self.flush_failures += 1
+            if not any(word in str(error).lower() for word in _PASSING):
+                self._fatal(error)
+            return False
+        self._failures = 0
+        self.flushes += 1
+        self.flushed_rows += rows
+        self.on_disk = offset
+        self._tail.drop(count, changes)
+        return True
+
+    async def sync(self) -> int:
+        target = self.offset
+        while self.on_disk < target:
+            await asyncio.sleep(0 if self._write_slice() else _RETRY_S[0])
+        if self._db is None or self._synced == self.on_disk:
+            return self._synced
+        safe = self.on_disk
+        try:
+            await asyncio.to_thread(self._db.flush_wal, True)
+        except Exception as error:
+            if not any(word in str(error).lower() for word in _PASSING):
+                self._fatal(error)
+            return self._synced
+        self._synced = safe
+        return safe
+
+    async def close(self) -> None:
+        if self._db is None:
+            return
+        try:
+            async with asyncio.timeout(5):  # a full disk must not keep the process: the journal has it all
+                await self.sync()
+        except TimeoutError:
+            pass
+        if self._timer is not None:
+            self._timer.cancel()
+        db, self._db = self._db, None
+        await asyncio.to_thread(db.close)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def conversation(self, key: str) -> Conversation | None:
+        found = self._conversations.get(key, _MISSING)
+        if found is not _MISSING:
+            return found
+        row = self._tail.conversations.get(key)
+        if row is None:
+            raw = self._get(keys.conversation(key))
+            row = _decode_conversation(raw) if raw is not None else None
+        self._conversations.put(key, row)
+        return row
+
+    def user(self, user: str) -> User | None:
+        found = self._users.get(user, _MISSING)
+        if found is not _MISSING:
+            return found
+        row = self._tail.users.get(user)
+        if row is None:
+            raw = self._get(keys.user(user))
+            row = _decode_user(raw) if raw is not None else None
+        self._users.put(user, row)
+        return row
+
+    def membership(self, user: str, conversation: str) -> Membership | None:
+        at = (user, conversation)
+        found = self._memberships.get(at, _MISSING)
+        if found is not _MISSING:
+            return found
+        row = self._tail.memberships.get(user, {}).get(conversation, _MISSING)
+        if row is _MISSING:
+            raw = self._get(keys.memberships(user) + conversation.encode())
+            row = _decode_membership(raw) if raw is not None else None
+        self._memberships.put(at, row)
+        return row
+
+    def find(self, sender: str, conversation: str, key: str) -> Sent | None:
+        found = self._tail.sent.get((sender, conversation, key))
+        if found is not None:
+            return found
+        raw = self._get(keys.sent(sender, conversation, key))
+        return _decode_sent(raw) if raw is not None else None
+
+    def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
+        prefix = keys.members(group)
+        rows = _scan(self._rows_from(prefix, keys.number(after + 1)), keys.read_number, limit,
+                     self._tail.members.get(group, {}), after)  # fmt: skip
+        return [(position, user.decode() if isinstance(user, bytes) else user) for position, user in rows]
+
+    def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
+        prefix = keys.memberships(user)
+        rows = _scan(self._rows_from(prefix, after.encode() + b"\x00"), bytes.decode, limit,
+                     self._tail.memberships.get(user, {}), after)  # fmt: skip
+        return [(key, _decode_membership(row) if isinstance(row, bytes) else row) for key, row in rows]
+
+    def _rows_from(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(key without prefix, value) of the rows on disk, from `prefix` + `start` on."""
+        assert self._db is not None
+        rows = self._db.iter(ReadOptions())
+        rows.seek(prefix + start)
+        cut = len(prefix)
+        while rows.valid():
+            key: bytes = rows.key()
+            if not key.startswith(prefix):
+                return
+            yield key[cut:], rows.value()
+            rows.next()
+
+    def messages(self, conversation: str, low: int, high: int, limit: int, newest: bool = False) -> list[Message]:
+        tail = self._tail.messages.get(conversation, ())
+        border = tail[0].seq if tail else high + 1  # what is below is on disk
+        if not newest:
+            found = list(self._stored(conversation, low, min(high, border - 1), limit)) if low < border else []
+            fresh = (message for message in tail if low <= message.seq <= high)
+            return _bounded([*found, *fresh] if len(found) < limit else found, limit)
+        recent = [message for message in reversed(tail) if low <= message.seq <= high]
+        if len(recent) < limit and low < border:
+            recent += self._stored(conversation, low, min(high, border - 1), limit - len(recent), newest=True)
+        return _bounded(recent, limit)[::-1]
+
+    def _stored(
+        self, conversation: str, low: int, high: int, limit: int, newest: bool = False
+    ) -> Iterator[Message]:
+        """Messages on disk from one end of [low, high], whole runs at a time."""
+        if low > high:
+            return
+        assert self._db is not None
+        prefix = keys.messages(conversation)
+        rows = self._db.iter(ReadOptions())
+        rows.seek_for_prev(prefix + keys.number(high if newest else low))
+        if not newest and not (rows.valid() and rows.key().startswith(prefix)):
+            rows.seek(prefix + keys.number(low))
+        count = size = 0
+        while rows.valid() and rows.key().startswith(prefix):
+            run = _decode_run(rows.value())
+            if (run[-1][0] < low) if newest else (run[0][0] > high):
+                return
+            for row in reversed(run) if newest else run:
+                if low <= row[0] <= high:
+                    yield Message(conversation, *row)
+                    count += 1
+                    size += len(row[6])
+                    if count >= limit or size >= READ_BYTES:
+                        return
+            if newest:
+                rows.prev()
+            else:
+                rows.next()
+
+
+def _bounded(messages: list[Message], limit: int) -> list[Message]:
+    """The first `limit`, or as many as make up READ_BYTES; one at least."""
+    size = 0
+    for count, message in enumerate(messages[:limit]):
+        size += len(message.content)
+        if size > READ_BYTES and count:
+            return messages[:count]
+    return messages[:limit]
+
+
+def _scan(
+    rows: Iterator[tuple[bytes, bytes]], name: Callable[[bytes], Any], limit: int, fresh: dict[Any, Any], after: Any
+) -> list[tuple[Any, Any]]:
+    """The first `limit` rows past `after`, the tail's `fresh` over those on disk (None deletes)."""
+    found: dict[Any, Any] = {}
+    last = _MISSING
+    for key, value in rows:
+        at = name(key)
+        if at not in fresh:
+            found[at] = value
+            if len(found) >= limit:
+                last = at
+                break
+    for at, value in fresh.items():
+        if value is not None and at > after and (last is _MISSING or at < last):
+            found[at] = value
+    return sorted(found.items())[:limit]
+
+
+def _rows(changes: Changes) -> WriteBatch:
+    batch = WriteBatch(raw_mode=True)
+    put = batch.put
+    runs: dict[str, list[list[_Row]]] = {}
+    sizes: dict[str, int] = {}
+    for message in changes.messages:
+        name, size = message.conversation, len(message.content)
+        row = (message.seq, message.id, message.at, message.sender, message.key, message.content_type, message.content)
+        of = runs.get(name)
+        if of is None:
+            runs[name], sizes[name] = [[row]], size
+        elif sizes[name] + size > RUN_BYTES:
+            of.append([row])
+            sizes[name] = size
+        else:
+            of[-1].append(row)
+            sizes[name] += size
+    for name, of in runs.items():
+        prefix = keys.messages(name)
+        for run in of:
+            put(prefix + keys.number(run[0][0]), _encode(run))
+    for at, sent in changes.sent.items():
+        put(keys.sent(*at), _encode(sent))
+    for key, conversation in changes.conversations.items():
+        put(keys.conversation(key), _encode(conversation))
+    for user, found in changes.users.items():
+        put(keys.user(user), _encode(found))
+    for (user, key), membership in changes.memberships.items():
+        if membership is None:
+            batch.delete(keys.memberships(user) + key.encode())
+        else:
+            put(keys.memberships(user) + key.encode(), _encode(membership))
+    for (group, position), member in changes.members.items():
+        if member is None:
+            batch.delete(keys.members(group) + keys.number(position))
+        else:
+            put(keys.members(group) + keys.number(position), member.encode())
+    return batch
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(32 << 20)
+    options.set_max_write_buffer_number(3)
+    options.set_max_total_wal_size(128 << 20)
+    options.set_max_open_files(2048)
+    options.set_keep_log_file_num(4)
+    options.set_max_log_file_size(4 << 20)
+    options.set_compression_type(DBCompressionType.lz4())
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_cache(BlockCache(64 << 20))
+    table.set_cache_index_and_filter_blocks(True)
+    options.set_block_based_table_factory(table)
+    return options
