@@ -153,11 +153,11 @@ class Connection(FrameListener):
                 self.write_error(_LOGGED_IN, ref)
                 return
         try:
-            if kind is SendMessage:
+            if isinstance(request, SendMessage):
                 gateway, data = self.gateway, request.data
                 gateway.engine.send(
-                    self.session, ref, data.to, data.content_type, data.content, data.retry
-                )  # fmt: skip
+                    self.session, request.message_id, data.to, data.content_type, data.content, data.retry
+                )
                 gateway.in_flight += 1
             else:
                 later = HANDLERS[kind](self, request)

@@ -96,8 +96,11 @@ class Wire:
         if close_frame is not None:
             transport.write(close_frame)
         transport.set_protocol(_Discard(self._lost))
-        transport.write_eof()
-        transport.resume_reading()
+        try:
+            transport.write_eof()
+            transport.resume_reading()
+        except (OSError, RuntimeError):  # reset by the peer, which the loop has yet to hear of
+            transport.abort()
 
     def ended(self) -> None:
         """The peer ended its side: the transport closes, at latest after `LINGER_S`."""

@@ -1,0 +1,460 @@
+"""The gateway over real sockets, with an engine that a test steers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.client import connect as ws_connect
+from websockets.exceptions import InvalidStatus
+from websockets.protocol import State
+
+from gateway_rig import running_gateway
+from hongyan.errors import WireError, refused
+from hongyan.link.base import Origin, Told
+from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected, Stored
+from hongyan.protocol.state import Message, Sent
+from outsider import JSON, MSGPACK, Outsider
+
+
+@asynccontextmanager
+async def client_of(gateway, user=None, device="d1", subprotocol=JSON):
+    client = await Outsider.connect(f"ws://127.0.0.1:{gateway.port}/ws", subprotocol)
+    try:
+        if user is not None:
+            await client.login(user, device)
+        yield client
+    finally:
+        if client.ws.state is not State.CLOSED:
+            client.abort()
+
+
+def message(conversation, seq, sender, key="k", content=b'"hi"'):
+    return Message(conversation, seq, 1000 + seq, 5000 + seq, sender, key, "text", content)
+
+
+async def test_send_ack_and_pushes_to_everyone_but_the_origin():
+    async with (
+        running_gateway() as (gateway, engine),
+        client_of(gateway, "alice", "a1") as a1,
+        client_of(gateway, "alice", "a2", MSGPACK) as a2,
+        client_of(gateway, "bob") as bob,
+    ):
+        ack = await a1.say("@bob", {"x": [1, None]}, "key-1")
+        assert ack["data"] == {"ref": "key-1", "conversation": "@bob", "seq": 1, "duplicate": False}
+        mine = await a2.push("message")
+        assert mine["data"]["conversation"] == "@bob"
+        assert mine["data"]["key"] == "key-1"
+        theirs = await bob.push("message")
+        assert theirs["data"]["conversation"] == "@alice"
+        assert theirs["data"]["content"] == {"x": [1, None]}
+        assert "key" not in theirs["data"]
+        assert theirs["message_id"] == ack["message_id"]
+        for client in (a1, a2, bob):
+            await client.barrier()
+            assert client.unread == []
+        assert gateway.in_flight == 0
+        assert engine.sent[0][1:] == ("key-1", "@bob", "text", b'{"x": [1, null]}', False)
+
+
+async def test_a_message_to_oneself_is_pushed_once_to_the_other_device():
+    async with (
+        running_gateway() as (gateway, _),
+        client_of(gateway, "alice", "a1") as a1,
+        client_of(gateway, "alice", "a2") as a2,
+    ):
+        await a1.say("@alice", 1)
+        assert (await a2.push("message"))["data"]["conversation"] == "@alice"
+        for client in (a1, a2):
+            await client.barrier()
+            assert client.unread == []
+
+
+async def test_duplicates_and_refusals_are_answered_to_the_origin_only():
+    async with (
+        running_gateway(manual=True) as (gateway, engine),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+    ):
+        for key in ("dup", "no", "down"):
+            await alice.post("@bob", 1, key)
+        await engine.arrived(3)
+        session = engine.sent[0][0]
+        gateway.tell([
+            Told(Origin(session, "dup"), "alice", Duplicate("alice|bob", Sent(7, 70, 700))),
+            Told(Origin(session, "no"), "alice", Rejected("unknown_user", "no such user", "data.to")),
+        ])  # fmt: skip
+        gateway.refuse([Origin(session, "down")], WireError("unavailable", "later"))
+        again = await alice.reply("dup")
+        assert again["data"] == {"ref": "dup", "conversation": "@bob", "seq": 7, "duplicate": True}
+        assert again["message_id"] == "70"
+        assert (await alice.reply("no"))["data"]["field"] == "data.to"
+        assert (await alice.reply("down"))["data"]["retry"] == "backoff"
+        await bob.barrier()
+        assert bob.unread == []
+
+
+async def test_topics_change_before_later_messages_of_the_same_batch():
+    async with (
+        running_gateway(manual=True) as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+    ):
+
+        def changed(event, user, members):
+            return Told(
+                None, user, GroupChanged("#t", "", "open", "alice", members, 0, 1, True, ((event, user),))
+            )
+
+        gateway.tell([
+            changed("joined", "alice", 1), Told(None, "alice", Stored(message("#t", 1, "alice"))),
+            changed("joined", "bob", 2), Told(None, "alice", Stored(message("#t", 2, "alice"))),
+            changed("left", "bob", 1), Told(None, "alice", Stored(message("#t", 3, "alice"))),
+        ])  # fmt: skip
+        await bob.barrier()
+        assert [(e["type"], e["data"].get("seq", e["data"].get("event"))) for e in bob.unread] == [
+            ("group_event", "joined"), ("message", 2), ("group_event", "left"),
+        ]  # fmt: skip
+        await alice.barrier()
+        assert [e["data"]["seq"] for e in alice.unread if e["type"] == "message"] == [1, 2, 3]
+        assert [e["data"]["user"] for e in alice.unread if e["type"] == "group_event"] == [
+            "alice",
+            "bob",
+            "bob",
+        ]
+        assert all(e["data"]["key"] == "k" for e in alice.unread if e["type"] == "message")
+
+
+async def test_a_large_groups_events_go_to_the_user_alone():
+    async with (
+        running_gateway(manual=True, group_event_max_members=2) as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+    ):
+        for user, members in (("alice", 1), ("bob", 3)):
+            outcome = GroupChanged("#t", "", "open", "alice", members, 0, 1, True, (("joined", user),))
+            gateway.tell([Told(None, user, outcome)])
+        await alice.barrier()
+        await bob.barrier()
+        assert [e["data"]["user"] for e in alice.unread] == ["alice"]
+        assert [e["data"]["user"] for e in bob.unread] == ["bob"]
+
+
+async def test_what_comes_during_a_login_follows_its_answer():
+    async with running_gateway(manual=True) as (gateway, engine), client_of(gateway) as alice:
+        engine.gate = asyncio.Event()
+        engine.memberships["alice"] = ["#old"]
+        await alice.send("login", {"token": "alice", "device_id": "d1"}, "in")
+        await alice.post("@bob", 1, "early")  # deferred: served after the login, in order
+        await engine.waiting.wait()
+        joined = GroupChanged("#new", "", "open", "x", 2, 0, 1, True, (("joined", "alice"),))
+        gateway.tell([Told(None, "bob", Stored(message("alice|bob", 1, "bob"))), Told(None, "alice", joined)])
+        gateway.tell([Told(None, "x", Stored(message("#new", 1, "x")))])
+        assert engine.sent == []
+        engine.memberships["alice"] = ["#old", "#new"]
+        engine.gate.set()
+        first = await alice.receive()
+        assert first["type"] == "login"
+        assert set(first["data"]) == {
+            "ref", "user_id", "device_id", "session_id",
+            "heartbeat_interval_ms", "max_frame_bytes", "features",
+        }  # fmt: skip
+        assert [(await alice.receive())["type"] for _ in range(3)] == ["message", "group_event", "message"]
+        await engine.arrived(1)
+        gateway.tell([Told(None, "x", Stored(message("#old", 1, "x")))])
+        assert (await alice.push("message", conversation="#old"))["data"]["seq"] == 1
+
+
+async def test_before_the_login_everything_else_is_unauthenticated():
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        for kind, data in (
+            ("heartbeat", None),
+            ("send_message", {"to": "@b", "content_type": "t", "content": 1}),
+        ):
+            assert (await client.refused(kind, data))["code"] == "unauthenticated"
+        await client.login("alice")
+        assert (await client.refused("login", {"token": "alice", "device_id": "d"}))[
+            "code"
+        ] == "invalid_state"
+        await client.barrier()
+        assert engine.sent == []
+
+
+async def test_invalid_fields_of_a_login_do_not_close():
+    async with running_gateway() as (gateway, _), client_of(gateway) as client:
+        assert (await client.refused("login", {"token": "alice"}))["code"] == "invalid_field"
+        await client.login("alice")
+
+
+@pytest.mark.parametrize("code", ["bad_token", "token_expired"])
+async def test_a_refused_token_closes_4401(code):
+    async with running_gateway() as (gateway, _), client_of(gateway) as client:
+        assert (await client.refused("login", {"token": f"!{code}", "device_id": "d"}))["code"] == code
+        assert (await client.closed())[0] == 4401
+
+
+@pytest.mark.parametrize(("code", "closes"), [("limit_exceeded", True), ("busy", False)])
+async def test_what_the_engine_refuses_at_login(code, closes):
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        engine.refuse_login = refused(code, "no")
+        assert (await client.refused("login", {"token": "alice", "device_id": "d"}))["code"] == code
+        assert gateway.topics == {}
+        if closes:
+            assert (await client.closed())[0] == 4401
+        else:
+            engine.refuse_login = None
+            await client.login("alice")
+
+
+async def test_failed_logins_are_throttled_but_a_good_token_always_logs_in():
+    async with running_gateway(failed_logins_per_minute=2) as (gateway, _):
+        codes = []
+        for token in ("!bad_token", "!token_expired", "!bad_token", "!bad_token", "!token_expired"):
+            async with client_of(gateway) as client:
+                error = await client.refused("login", {"token": token, "device_id": "d"})
+                codes.append(error["code"])
+                if error["code"] == "rate_limited":
+                    assert error["retry_after_ms"] > 0
+        assert codes == ["bad_token", "token_expired", "bad_token", "rate_limited", "token_expired"]
+        async with client_of(gateway, "alice") as client:
+            await client.barrier()
+
+
+async def test_reads_are_served_one_at_a_time_and_in_order():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        engine.waiting.clear()
+        await client.send("sync_offline", {}, "s1")
+        await client.send("history", {"conversation": "@bob"}, "h1")
+        await client.send("join_group", {"group": "#t"}, "j1")
+        await client.send("heartbeat", None, "b1")
+        await engine.waiting.wait()
+        assert engine.calls == ["sync"]
+        await client.ws.ping()  # control frames overtake
+        engine.gate.set()
+        refs = [(await client.receive())["data"]["ref"] for _ in range(4)]
+        assert refs == ["s1", "h1", "j1", "b1"]
+        assert engine.calls == ["sync", "history", "join_group"]
+
+
+async def test_a_failing_handler_answers_internal_and_the_connection_stays():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.broken = True
+        assert (await client.refused("history", {"conversation": "@bob"}))["code"] == "internal"
+        assert (await client.refused("presence", {"users": ["@bob"]}))["code"] == "internal"
+        await client.barrier()
+
+
+async def test_acks_and_presence_reach_the_engine():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        await client.send("ack", {"conversation": "@bob", "seq": 4})
+        await client.send("ack", {"acks": {"@bob": 5, "#t": 6}})
+        states = await client.ask("presence", {"users": ["@bob"], "subscribe": True})
+        assert states["states"] == {"@bob": {"online": False, "last_seen": 12}}
+        assert engine.acks == [{"@bob": 4}, {"@bob": 5, "#t": 6}]
+
+
+async def test_replaced_connections_close_4409_and_leave_every_table():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        (session,) = gateway.sessions
+        gateway.replace(session)
+        assert (await client.closed())[0] == 4409
+        assert (gateway.session_count, gateway.topics, engine.logouts) == (0, {}, [session])
+
+
+async def test_requests_above_the_rate_are_refused():
+    async with (
+        running_gateway(rate_limit=1, rate_burst=3) as (gateway, engine),
+        client_of(gateway, "alice") as client,  # the login counts
+    ):
+        for n in range(4):
+            await client.post("@bob", n, f"k{n}")
+        replies = [await client.reply(f"k{n}") for n in range(4)]
+        assert [r["type"] for r in replies] == ["ack", "ack", "error", "error"]
+        assert replies[2]["data"]["code"] == "rate_limited"
+        assert 0 < replies[2]["data"]["retry_after_ms"] <= 1001
+        assert len(engine.sent) == 2
+
+
+async def test_heartbeats_above_the_rate_are_read_slowly_and_all_answered():
+    async with (
+        running_gateway(rate_limit=200, rate_burst=1) as (gateway, _),
+        client_of(gateway, "alice") as client,
+    ):
+        began = time.monotonic()
+        refs = [await client.send("heartbeat") for _ in range(60)]
+        for ref in refs:
+            assert (await client.reply(ref))["type"] == "heartbeat"
+        await client.barrier()
+        assert time.monotonic() - began >= 0.2  # 60 at 200 a second: at least 295 ms were due, less a turn
+
+
+async def test_a_slow_consumer_is_closed_4430_and_holds_nothing():
+    async with (
+        running_gateway(manual=True, outbound_buffer_bytes=65536) as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+    ):
+        content = json.dumps("x" * 60_000).encode()
+        seq = 0
+        while gateway.session_count == 2 and seq < 2000:
+            seq += 1
+            gateway.tell([Told(None, "bob", Stored(message("alice|carol", seq, "carol", content=content)))])
+            await asyncio.sleep(0)
+        assert gateway.session_count == 1
+        assert "@alice" not in gateway.topics
+        assert (await alice.closed())[0] == 4430
+        seqs = [e["data"]["seq"] for e in alice.unread]
+        assert seqs == list(range(1, len(seqs) + 1))
+        await bob.barrier()
+
+
+async def test_a_peer_that_is_silent_is_closed_4408():
+    async with (
+        running_gateway(heartbeat_interval_ms=100) as (gateway, engine),
+        client_of(gateway, "alice") as client,
+    ):
+        assert (await client.closed())[0] == 4408
+        assert len(engine.logouts) == 1
+
+
+async def test_no_login_in_time_closes_4401():
+    async with running_gateway(login_timeout_ms=100) as (gateway, _), client_of(gateway) as client:
+        assert (await client.closed())[0] == 4401
+
+
+async def test_an_expiring_token_ends_the_connection():
+    async with running_gateway() as (gateway, _), client_of(gateway, "short") as client:
+        assert (await client.push("error"))["data"]["code"] == "token_expired"
+        assert (await client.closed())[0] == 4401
+
+
+async def test_pings_are_answered():
+    async with running_gateway() as (gateway, _), client_of(gateway) as client:
+        async with asyncio.timeout(5):
+            await (await client.ws.ping(b"x" * 125))
+
+
+async def status_of(gateway, path="/ws", **options):
+    with pytest.raises(InvalidStatus) as caught:
+        async with ws_connect(f"ws://127.0.0.1:{gateway.port}{path}", proxy=None, **options):
+            pass
+    return caught.value.response.status_code
+
+
+async def test_the_unauthenticated_of_an_address_are_bounded():
+    async with (
+        running_gateway(max_unauthenticated_per_address=2) as (gateway, _),
+        client_of(gateway) as one,
+        client_of(gateway),
+    ):
+        assert await status_of(gateway) == 503
+        await one.login("alice")
+        async with client_of(gateway):
+            pass
+
+
+async def test_forwarded_addresses_count_only_from_trusted_proxies():
+    async with running_gateway(max_unauthenticated_per_address=1, trusted_proxies=["127.0.0.0/8"]) as (
+        gateway,
+        _,
+    ):
+        url = f"ws://127.0.0.1:{gateway.port}/ws"
+
+        def forwarded(value):
+            return {"additional_headers": {"X-Forwarded-For": value}}
+
+        async with ws_connect(url, proxy=None, **forwarded("192.0.2.1")), client_of(gateway):
+            assert (
+                await status_of(gateway, **forwarded("192.0.2.9, 192.0.2.1")) == 503
+            )  # the first is made up
+            async with ws_connect(url, proxy=None, **forwarded("192.0.2.2, 127.0.0.9")):
+                pass
+    async with running_gateway(max_unauthenticated_per_address=1) as (gateway, _), client_of(gateway):
+        assert await status_of(gateway, additional_headers={"X-Forwarded-For": "192.0.2.1"}) == 503
+
+
+async def raw_status(gateway, *lines):
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write("\r\n".join([*lines, "Host: x", "", ""]).encode())
+    async with asyncio.timeout(5):
+        status = (await reader.readline()).split()[1]
+        await reader.read(300)
+    writer.close()
+    return int(status)
+
+
+async def test_handshakes_by_hand():
+    key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+    version = "Sec-WebSocket-Version: 13"
+    async with running_gateway() as (gateway, _):
+        firefox = ("GET /ws HTTP/1.1", "Connection: keep-alive, Upgrade", "Upgrade: websocket", key, version)
+        assert await raw_status(gateway, *firefox) == 101
+        assert await raw_status(gateway, "GET /ws HTTP/1.1") == 426
+        assert await raw_status(gateway, *firefox[:3], key, "Sec-WebSocket-Version: 12") == 426
+        assert await raw_status(gateway, *firefox[:3], version) == 400
+        assert await raw_status(gateway, "GET / HTTP/1.1") == 404
+        assert await raw_status(gateway, "POST /ws HTTP/1.1") == 400
+
+
+async def test_too_big_arrives_as_1009_while_the_peer_still_sends():
+    async with running_gateway(max_frame_bytes=1024) as (gateway, _), client_of(gateway, "alice") as client:
+        sending = asyncio.ensure_future(client.ws.send("x" * 8_000_000))
+        assert (await client.closed())[0] == 1009
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_a_stop_answers_what_was_admitted_and_says_when_to_come_back():
+    async with (
+        running_gateway(manual=True) as (gateway, engine),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway) as stranger,
+    ):
+        await alice.post("@bob", 1, "k")
+        await engine.arrived(1)
+        port = gateway.port
+        stopping = asyncio.ensure_future(gateway.drain(5))
+        ended = asyncio.ensure_future(stranger.closed())
+        await asyncio.sleep(0)
+        with pytest.raises(OSError):
+            await Outsider.connect(f"ws://127.0.0.1:{port}/ws")
+        assert not ended.done()
+        gateway.tell(
+            [Told(Origin(engine.sent[0][0], "k"), "alice", Stored(message("alice|bob", 1, "alice")))]
+        )
+        assert (await alice.reply("k"))["type"] == "ack"
+        code, reason = await alice.closed()
+        assert code == 1012
+        assert int(reason.removeprefix("retry_after_ms=")) > 0
+        assert (await ended)[0] == 1012
+        await stopping
+
+
+async def test_a_stop_does_not_wait_for_ever():
+    async with running_gateway(manual=True) as (gateway, engine), client_of(gateway, "alice") as alice:
+        await alice.post("@bob", 1, "k")
+        await engine.arrived(1)
+        async with asyncio.timeout(5):
+            await gateway.drain(0.3)
+        assert (await alice.closed())[0] == 1012
+
+
+async def test_a_connection_closed_during_its_login_is_logged_out_when_the_engine_is_done():
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        engine.gate = asyncio.Event()
+        await client.send("login", {"token": "alice", "device_id": "d1"})
+        await engine.waiting.wait()
+        (session,) = gateway.sessions
+        gateway.replace(session)
+        assert (await client.closed())[0] == 4409
+        assert gateway.topics == {}
+        assert engine.logouts == [session]
+        engine.logged_out.clear()
+        engine.gate.set()
+        async with asyncio.timeout(5):
+            await engine.logged_out.wait()
+        assert gateway.topics == {}
