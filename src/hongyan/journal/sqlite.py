@@ -57,7 +57,7 @@ _row_header = struct.Struct("<qqq").pack
 class _Append(NamedTuple):
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[int]  # the batch's first offset
-    count: int
+    size: int  # records
     log_ms: int
     blob: bytes
 
@@ -120,11 +120,7 @@ class SqliteJournal:
             identity, first, last = _begin(connection, checkpoint_bytes)
         except sqlite3.Error as error:
             connection.close()
-            if (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise DataDirectoryError(f"the journal {path} is open in another process") from None
-            raise DataDirectoryError(
-                f"the journal {path} is damaged ({error}): restore it from a backup"
-            ) from error
+            raise _refusal(path, error) from error
         return cls(connection, path, identity, first, last, checkpoint_bytes)
 
     @property
@@ -191,7 +187,8 @@ class SqliteJournal:
 
     def _damaged(self, offset: int, why: str) -> DataDirectoryError:
         return DataDirectoryError(
-            f"the journal {self._path} is damaged at record {offset} ({why}): restore the directory from a backup"
+            f"the journal {self._path} is damaged at record {offset} ({why}): "
+            "restore the directory from a backup"
         )
 
     def _entry(self, row: tuple[int, int, int, int, bytes]) -> Entry:
@@ -199,7 +196,8 @@ class SqliteJournal:
         if not isinstance(blob, bytes) or _checksum(first, count, log_ms, blob) != checksum:
             raise self._damaged(first, "wrong checksum")
         newer = DataDirectoryError(
-            f"the journal {self._path} has a record of a newer version of hongyan at {first}: start that version"
+            f"the journal {self._path} has a record of a newer version of hongyan at {first}: "
+            "start that version"
         )
         try:
             records = _decode(blob)
@@ -228,7 +226,7 @@ class SqliteJournal:
                 # After the append was answered: what waits for it goes on meanwhile.
                 self._checkpoint()
         try:
-            self._connection.close()  # checkpoints; where that fails, the log stays and the next start reads it
+            self._connection.close()  # checkpoints; where that fails, the log stays for the next start
         except sqlite3.Error:
             pass
         while not self._jobs.empty():
@@ -244,12 +242,12 @@ class SqliteJournal:
                 raise self._failure
             self._connection.execute(
                 "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
-                (first, job.count, job.log_ms, _checksum(first, job.count, job.log_ms, job.blob), job.blob),
+                (first, job.size, job.log_ms, _checksum(first, job.size, job.log_ms, job.blob), job.blob),
             )
         except Exception as error:
             _tell(job.loop, _fail, job.future, self._translated(error))
             return
-        self._written += job.count
+        self._written += job.size
         # A small batch writes two pages of the table at most, beside what it fills.
         self._since_checkpoint += len(job.blob) + 2 * PAGE_BYTES
         _tell(job.loop, self._appended, job.future, first, self._written)
@@ -385,6 +383,16 @@ def _check_header(path: Path) -> None:
             f"{path} was written by a newer version of hongyan (journal version {version}, this one knows "
             f"{VERSION}): start that version"
         )
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> DataDirectoryError:
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return DataDirectoryError(f"the journal {path} is open in another process")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:
+            return DataDirectoryError(f"the journal {path} is damaged ({error}): restore it from a backup")
+        case _:
+            return DataDirectoryError(f"the journal {path} cannot be opened: {error}")
 
 
 def _begin(connection: sqlite3.Connection, checkpoint_bytes: int) -> tuple[str, int, int]:
