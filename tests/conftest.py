@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from outsider import JSON, Outsider
 from server_process import ServerProcess
 
@@ -58,7 +59,9 @@ async def login(server: ServerProcess) -> AsyncIterator[Callable[..., Any]]:
     """`await login("alice", device="d1")`: a logged-in client on the module's server."""
     opened: list[Outsider] = []
 
-    async def log_in(user: str, device: str = "d1", subprotocol: str | None = JSON, **options: Any) -> Outsider:
+    async def log_in(
+        user: str, device: str = "d1", subprotocol: str | None = JSON, **options: Any
+    ) -> Outsider:
         client = await Outsider.connect(server.url, subprotocol, **options)
         opened.append(client)
         await client.login(server.token(user), device)

@@ -60,7 +60,9 @@ class MemoryStore:
         found = sorted((key, row) for (owner, key), row in self.rows.items() if owner == user and key > after)
         return found[:limit]
 
-    def messages(self, conversation: str, low: int, high: int, limit: int, newest: bool = False) -> list[Message]:
+    def messages(
+        self, conversation: str, low: int, high: int, limit: int, newest: bool = False
+    ) -> list[Message]:
         found = [message for message in self.log.get(conversation, ()) if low <= message.seq <= high]
         return found[-limit:] if newest else found[:limit]
 

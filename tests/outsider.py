@@ -23,6 +23,9 @@ PATIENCE = 10.0  # seconds; every request is answered within that (protocol.md, 
 
 Envelope = dict[str, Any]
 
+# One count for all clients: two devices of a user must not share an idempotency key by chance.
+_ids = itertools.count(1)
+
 
 class Outsider:
     """One connection. Not logged in until `login`."""
@@ -31,7 +34,6 @@ class Outsider:
         self.ws = ws
         self.binary = ws.subprotocol == MSGPACK
         self.unread: list[Envelope] = []
-        self._ids = itertools.count(1)
 
     @classmethod
     async def connect(cls, url: str, subprotocol: str | None = JSON, **options: Any) -> Outsider:
@@ -57,7 +59,7 @@ class Outsider:
 
     async def send(self, type_: str, data: Any = None, message_id: str | None = None) -> str:
         """One request, not waiting for its answer. Returns its message_id."""
-        message_id = message_id or f"r{next(self._ids)}"
+        message_id = message_id or f"r{next(_ids)}"
         envelope: Envelope = {"type": type_, "message_id": message_id}
         if data is not None:
             envelope["data"] = data

@@ -38,7 +38,9 @@ def toml(settings: dict[str, Any]) -> str:
 class ServerProcess:
     """`hongyan serve` on a directory. `start` and `kill` may be called again and again."""
 
-    def __init__(self, root: Path, data_dir: Path | None = None, env: dict[str, str] | None = None, **settings: Any):
+    def __init__(
+        self, root: Path, data_dir: Path | None = None, env: dict[str, str] | None = None, **settings: Any
+    ):
         self.root = root
         self.data_dir = data_dir or root / "data"
         self.env = env or {}

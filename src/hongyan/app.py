@@ -69,6 +69,10 @@ async def _serve(settings: Settings) -> int:
     async with AsyncExitStack() as stack:
         directory = DataDirectory.open(settings.data_dir)
         stack.callback(directory.close)
+        if directory.store_path.exists() and not directory.journal_path.exists():
+            raise DataDirectoryError(
+                f"{settings.data_dir} has a store but no journal: a part of it was lost; restore both from one backup"
+            )
         counters = Counters()
         journal = SqliteJournal.open(directory.journal_path)
         stack.push_async_callback(journal.close)
@@ -80,13 +84,22 @@ async def _serve(settings: Settings) -> int:
         stack.push_async_callback(store.close)
         snowflake = _snowflake(settings, ClockMark(directory.mark_path))
         engine = Engine(
-            settings, journal, store, snowflake, counters, now_ms=now_ms, monotonic_ms=monotonic_ms, fatal=_die
+            settings,
+            journal,
+            store,
+            snowflake,
+            counters,
+            now_ms=now_ms,
+            monotonic_ms=monotonic_ms,
+            fatal=_die,
         )
         began = time.monotonic()
         found = await engine.recover()
         snowflake.raise_floor(time_ms(found.highest_id) + 1 if found.highest_id else 0)
         if found.replayed:
-            log.info("replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3))
+            log.info(
+                "replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3)
+            )
         secret = directory.secret()
         gateway = Gateway(
             settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic

@@ -3,26 +3,63 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "HONGYAN_"
-# Environment names of the family that are not settings of the server.
-OTHER_VARIABLES = {"HONGYAN_TOKEN", "HONGYAN_HINTS", "HONGYAN_COMMAND", "HONGYAN_LONG"}
+# Names of the family that are not settings of the server: the chat client's, make's, the tests'.
+OTHER_VARIABLES = {"HONGYAN_TOKEN", "HONGYAN_HINTS", "HONGYAN_COMMAND", "HONGYAN_LONG", "HONGYAN_TEST_LONG"}
+# What Kubernetes gives every container beside a Service called "hongyan". HONGYAN_PORT is among it and
+# hides a setting; see `_explain`.
+_SERVICE_LINK = re.compile(
+    r"HONGYAN_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SHOWN = 60  # characters of a wrong value in a message
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):  # Python's `True` is 1: `port = true` would be port 1
+        raise ValueError("a number is due, not true or false")
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _split(value: object) -> object:
+    """Lists come from the environment as `10.0.0.0/8, 192.168.1.7`."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _path(value: object) -> object:
+    if isinstance(value, str):
+        if "-----BEGIN" in value:
+            raise ValueError("the path of a PEM file is due, not the key itself")
+        if not value or "\0" in value:
+            raise ValueError("a path is due")
+        return Path(value).expanduser()
+    return value
+
 
 MiB = 1024 * 1024
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Port = Annotated[Int, Field(ge=0, le=65535)]
+Count = Annotated[Int, Field(ge=0)]
+Positive = Annotated[Int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+File = Annotated[Path, BeforeValidator(_path)]
 
 
 class ConfigError(Exception):
-    """A wrong setting; the text names it, what is wrong and where it came from."""
+    """A wrong setting. The text has one line a fault: where the setting came from, and what is wrong."""
 
 
 class Settings(BaseSettings):
@@ -30,20 +67,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 8080
     http_port: Port = 8081
-    data_dir: Path = Path("hongyan-data")
-    node_id: Annotated[int, Field(ge=0, le=1023)] = 1
+    data_dir: File = Path("hongyan-data")
+    node_id: Annotated[Int, Field(ge=0, le=1023)] = 1
     workers: Positive = 1
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = "auto"
 
-    heartbeat_interval_ms: Annotated[int, Field(ge=50)] = 30_000
-    login_timeout_ms: Annotated[int, Field(ge=50)] = 10_000
+    heartbeat_interval_ms: Annotated[Int, Field(ge=50)] = 30_000
+    login_timeout_ms: Annotated[Int, Field(ge=50)] = 10_000
     # 80 KiB at most: a character of content can take six in JSON, and no frame of ours passes 512 KiB.
-    max_frame_bytes: Annotated[int, Field(ge=1024, le=81_920)] = 65_536
-    outbound_buffer_bytes: Annotated[int, Field(ge=16_384)] = MiB
+    max_frame_bytes: Annotated[Int, Field(ge=1024, le=81_920)] = 65_536
+    outbound_buffer_bytes: Annotated[Int, Field(ge=16_384)] = MiB
     rate_limit: Count = 100
     rate_burst: Positive = 200
     max_unauthenticated_per_address: Positive = 1000
@@ -60,7 +97,7 @@ class Settings(BaseSettings):
     max_presence_subscriptions: Count = 1000
     presence: Literal["all", "contacts", "off"] = "all"
     presence_offline_delay_ms: Count = 5000
-    trusted_proxies: list[IPv4Network | IPv6Network] = []
+    trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split)] = []
 
     dedup_window_ms: Count = 300_000
     dedup_window_messages: Positive = 200_000
@@ -74,17 +111,22 @@ class Settings(BaseSettings):
     max_pending_bytes: Positive = 64 * MiB
 
     jwt_algorithm: Literal["HS256", "RS256", "EdDSA"] = "HS256"
-    jwt_public_key: Path | None = None
-    jwt_audience: str | None = None
-    jwt_issuer: str | None = None
+    jwt_public_key: File | None = None
+    jwt_audience: Text | None = None
+    jwt_issuer: Text | None = None
     token_ttl_s: Positive = 86_400
     registration: bool | None = None
     shutdown_timeout_s: Positive = 10
 
     @model_validator(mode="after")
-    def _key_fits_algorithm(self) -> Settings:
-        if (self.jwt_algorithm != "HS256") != (self.jwt_public_key is not None):
-            raise ValueError("jwt_public_key goes with jwt_algorithm RS256 or EdDSA, and they need it")
+    def _fit_together(self) -> Settings:
+        # The text up to the colon is the setting at fault: `_fault` puts its source there.
+        if self.jwt_algorithm != "HS256" and self.jwt_public_key is None:
+            raise ValueError(f"jwt_algorithm:{self.jwt_algorithm} needs jwt_public_key, a PEM file")
+        if self.jwt_algorithm == "HS256" and self.jwt_public_key is not None:
+            raise ValueError("jwt_public_key:goes with jwt_algorithm RS256 or EdDSA")
+        if self.port and self.port == self.http_port:
+            raise ValueError(f"http_port:{self.port} is the gateway's port already")
         return self
 
     @classmethod
@@ -97,26 +139,59 @@ class Settings(BaseSettings):
 
     @property
     def registration_on(self) -> bool:
+        """Register and login over HTTP: on, unless tokens come from elsewhere, unless switched."""
         return self.jwt_public_key is None if self.registration is None else self.registration
 
 
 def load(flags: dict[str, Any], file: Path | None = None) -> Settings:
-    """Settings of all sources; `flags` only those given. Raises ConfigError."""
+    """Settings of all sources. `flags`: by setting's name, only those given. Raises ConfigError."""
     from_file = _read_toml(file) if file is not None else {}
-    names = set(Settings.model_fields)
-    faults = [f"{file}: unknown setting {name!r}" for name in from_file if name not in names]
-    in_environment = {name for name in os.environ if name.startswith(PREFIX)} - OTHER_VARIABLES
-    known = {f"{PREFIX}{name}".upper() for name in names}
-    faults += [f"{name}: unknown setting" for name in sorted(in_environment - known)]
-    if faults:
-        raise ConfigError("\n".join(faults))
-    below = {name: value for name, value in from_file.items() if f"{PREFIX}{name}".upper() not in os.environ}
+    variables = _variables()
+    faults = [f"{file}: {_unknown(name, set(Settings.model_fields), value)}" for name, value in from_file.items()
+              if name not in Settings.model_fields]  # fmt: skip
+    faults += _unknown_variables()
+    below = {
+        name: value
+        for name, value in from_file.items()
+        if name in Settings.model_fields and name not in variables
+    }
+    settings = None
     try:
-        return Settings(**{**below, **flags})
+        settings = Settings(**{**below, **flags})
     except ValidationError as error:
-        raise ConfigError("\n".join(_fault(dict(each), flags, file) for each in error.errors())) from None
-    except Exception as error:  # pydantic-settings: an environment value that is no JSON where a list is due
-        raise ConfigError(str(error)) from None
+        faults += [_fault(dict(each), flags, variables, file) for each in error.errors()]
+    if faults or settings is None:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return settings
+
+
+def _variables() -> dict[str, str]:
+    """Setting -> the variable of the environment that gives it."""
+    found = {}
+    for variable in os.environ:
+        name = variable.lower().removeprefix(PREFIX.lower())
+        if variable.upper().startswith(PREFIX) and name in Settings.model_fields:
+            found[name] = variable
+    return found
+
+
+def _unknown_variables() -> list[str]:
+    """A misspelt limit that is passed over in silence is worse than a server that does not start."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return [
+        _unknown(name, known)
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX)
+        and name not in known | OTHER_VARIABLES
+        and not _SERVICE_LINK.fullmatch(name)
+    ]
+
+
+def _unknown(name: str, known: set[str], value: object = None) -> str:
+    if isinstance(value, dict):
+        return f"{name}: settings stand at the top of the file, not in tables"
+    near = get_close_matches(name, sorted(known), 1)
+    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -125,19 +200,29 @@ def _read_toml(file: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # TOML's own, and bytes that are not UTF-8
+        raise ConfigError(f"--config {file}: not TOML: {error}") from None
 
 
-def _fault(error: dict[str, Any], flags: dict[str, Any], file: Path | None) -> str:
-    location = error["loc"]
-    if not location:
-        return str(error["msg"]).removeprefix("Value error, ")
-    name = str(location[0])
+def _fault(error: dict[str, Any], flags: dict[str, Any], variables: dict[str, str], file: Path | None) -> str:
+    """One line for one fault: its source, what is wrong, the value (shortened)."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        name, _, text = text.partition(":")
+        return f"{_source(name, flags, variables, file)}: {text}"
+    name, value = str(error["loc"][0]), error["input"]
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
+    if isinstance(value, str) and "-----BEGIN" in value:
+        shown = "a PEM block"  # possibly a private one
+    if variables.get(name) == "HONGYAN_PORT" and str(value).startswith("tcp://"):
+        text += "; Kubernetes sets it for a Service named hongyan: use enableServiceLinks: false"
+    return f"{_source(name, flags, variables, file)}: {text} (got {shown})"
+
+
+def _source(name: str, flags: dict[str, Any], variables: dict[str, str], file: Path | None) -> str:
     if name in flags:
-        source = "--" + name.replace("_", "-")
-    elif (variable := f"{PREFIX}{name}".upper()) in os.environ:
-        source = variable
-    else:
-        source = f"{file}: {name}"
-    return f"{source}: {error['msg']} (got {error['input']!r})"
+        return "--" + name.replace("_", "-")
+    if name in variables:
+        return variables[name]
+    return name if file is None else f"{file}: {name}"

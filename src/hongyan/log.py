@@ -67,5 +67,8 @@ def _ecs(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     if "exception" in event:
         record["error.stack_trace"] = event.pop("exception")
     if event:
-        record[_SERVICE] = {key: value if isinstance(value, int | float | bool) else str(value) for key, value in event.items()}
+        record[_SERVICE] = {
+            key: value if isinstance(value, int | float | bool) else str(value)
+            for key, value in event.items()
+        }
     return record

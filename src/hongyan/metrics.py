@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -49,16 +50,47 @@ _COUNTERS = {
 }
 
 
+@dataclass(slots=True)
 class Counters:
     """One attribute for each sample; `errors` by code, `limit_hits` by limit."""
 
-    __slots__ = (*_GAUGES, *_COUNTERS, "errors", "limit_hits")
-
-    def __init__(self) -> None:
-        for name in (*_GAUGES, *_COUNTERS):
-            setattr(self, name, 0)
-        self.errors: dict[str, int] = {}
-        self.limit_hits: dict[str, int] = {}
+    connections: int = 0
+    sessions: int = 0
+    admitted_bytes: int = 0
+    store_pending_messages: int = 0
+    store_pending_bytes: int = 0
+    journal_first_offset: int = 0
+    journal_last_offset: int = 0
+    store_offset: int = 0
+    requests: int = 0
+    messages_accepted: int = 0
+    messages_duplicate: int = 0
+    messages_rejected: int = 0
+    acks_sent: int = 0
+    pushes: int = 0
+    delivery_acks: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    batches: int = 0
+    batch_records: int = 0
+    journal_failures: int = 0
+    busy_refusals: int = 0
+    slow_consumers: int = 0
+    heartbeat_timeouts: int = 0
+    login_timeouts: int = 0
+    rate_limited: int = 0
+    floods: int = 0
+    malformed: int = 0
+    logins: int = 0
+    logins_failed: int = 0
+    logins_throttled: int = 0
+    replaced: int = 0
+    handshakes_refused: int = 0
+    store_flushes: int = 0
+    store_flushed_rows: int = 0
+    store_flush_failures: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    limit_hits: dict[str, int] = field(default_factory=dict)
 
 
 class _Samples(Collector):
@@ -70,7 +102,10 @@ class _Samples(Collector):
             yield GaugeMetricFamily(f"hongyan_{name}", text, getattr(self._counters, name))
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"hongyan_{name}", text, getattr(self._counters, name))
-        for name, label, text in (("errors", "code", "errors sent"), ("limit_hits", "limit", "limits reached")):
+        for name, label, text in (
+            ("errors", "code", "errors sent"),
+            ("limit_hits", "limit", "limits reached"),
+        ):
             family = CounterMetricFamily(f"hongyan_{name}", text, labels=[label])
             for key, value in getattr(self._counters, name).items():
                 family.add_metric([key], value)

@@ -102,15 +102,17 @@ class World:
         return self.clients[user]
 
     async def run(self, steps: list[tuple[Any, ...]]) -> None:
-        for number in range(USERS):
-            await self.client(self.name(number))
-        await self.clients[self.name(0)].ask("create_group", {"group": self.group})
-        self.first[self.name(0)] = 1
-        for name, *arguments in steps:
-            await getattr(self, name)(*arguments)
-        await self.check()
-        for client in self.clients.values():
-            await client.close()
+        try:
+            for number in range(USERS):
+                await self.client(self.name(number))
+            await self.clients[self.name(0)].ask("create_group", {"group": self.group})
+            self.first[self.name(0)] = 1
+            for name, *arguments in steps:
+                await getattr(self, name)(*arguments)
+            await self.check()
+        finally:
+            for client in self.clients.values():
+                await client.close()
 
     def posted(self, user: str, address: str, key: str) -> Sent | None:
         return next(

@@ -15,9 +15,13 @@ from hongyan.config import ConfigError, load
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port of the WebSocket gateway; 0 takes a free one.  [default: 8080]")
 @click.option("--http-port", type=int, help="Port of HTTP: accounts, health, metrics.  [default: 8081]")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where messages are kept.  [default: hongyan-data]")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where messages are kept.  [default: hongyan-data]"
+)
 @click.option("--workers", type=int, help="Processes; this version has one.  [default: 1]")
-@click.option("--rate-limit", type=int, help="Requests a second a connection, 0 turns it off.  [default: 100]")
+@click.option(
+    "--rate-limit", type=int, help="Requests a second a connection, 0 turns it off.  [default: 100]"
+)
 @click.option("--log-level", help="debug, info, warning or error.  [default: info]")
 @click.option("--log-format", help="console, json, or auto: console on a terminal.  [default: auto]")
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file; see docs/hongyan.example.toml.")

@@ -26,7 +26,9 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
 @click.command()
 @click.argument("users", nargs=-1, required=True, metavar="USER...")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("hongyan-data"), show_default=True)
-@click.option("--ttl", default="24h", show_default=True, callback=_seconds, help="How long it holds: 30s, 15m, 24h, 7d.")
+@click.option(
+    "--ttl", default="24h", show_default=True, callback=_seconds, help="How long it holds: 30s, 15m, 24h, 7d."
+)
 def token(users: tuple[str, ...], data_dir: Path, ttl: int) -> None:
     """Print a token for each USER, one a line, signed with the data directory's secret.
 

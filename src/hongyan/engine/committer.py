@@ -174,7 +174,7 @@ class Committer:
         """The next batch and its weight; its waiters become `_flying`."""
         records, waiters = self._records, self._waiters
         size = 0
-        for count, record in enumerate(records, 1):  # noqa: B007 (count is used after the loop)
+        for count, record in enumerate(records, 1):
             size += RECORD_OVERHEAD + (len(record.content) if type(record) is Send else 0)
             if count >= self._batch_records or size >= self._batch_bytes:
                 break

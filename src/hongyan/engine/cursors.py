@@ -7,7 +7,7 @@ acknowledgement costs no fsync of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from hongyan.engine.sessions import Session
 from hongyan.errors import Refused
@@ -50,16 +50,23 @@ class CursorQueue:
     async def flush(self, now: int, *, all_of_them: bool = False) -> None:
         """Write the share of one tick, or everything. Refusals keep what was gathered for the next time."""
         count = len(self._dirty) if all_of_them else len(self._dirty) // TICKS + 1
-        sessions = [self._dirty[key] for key, _ in zip(list(self._dirty), range(count), strict=False)]
-        seen_keys = [key for key, _ in zip(self._seen, range(MAX_ENTRIES), strict=False)]
+        keys = [key for key, _ in zip(self._dirty, range(count), strict=False)]
+        seen_count = len(self._seen) if all_of_them else MAX_ENTRIES
+        seen_keys = [key for key, _ in zip(self._seen, range(seen_count), strict=False)]
         seen = [(user, device, self._seen.pop((user, device))) for user, device in seen_keys]
-        while sessions or seen:
+        await self._write(keys, seen, now)
+
+    async def flush_user(self, user: str, devices: Iterable[str], now: int) -> None:
+        """Write what the user's devices have gathered: a new device starts where the furthest stands."""
+        await self._write([key for device in devices if (key := (user, device)) in self._dirty], [], now)
+
+    async def _write(self, keys: list[tuple[str, str]], seen: list[tuple[str, str, int]], now: int) -> None:
+        while keys or seen:
             entries: list[tuple[str, str, str, int]] = []
             flying: list[Session] = []
-            while sessions and len(entries) < MAX_ENTRIES:
-                session = sessions.pop()
-                self._dirty.pop((session.user, session.device), None)
-                if not session.acks:
+            while keys and len(entries) < MAX_ENTRIES:
+                session = self._dirty.pop(keys.pop(), None)
+                if session is None or not session.acks:
                     continue
                 session.flying_acks, session.acks = session.acks, None
                 flying.append(session)
@@ -73,8 +80,6 @@ class CursorQueue:
                 for user, device, at in seen:
                     self._seen.setdefault((user, device), at)
                 self._take_back(flying)
-                for session in sessions:
-                    self._dirty.setdefault((session.user, session.device), session)
                 return
             for session in flying:
                 session.flying_acks = None

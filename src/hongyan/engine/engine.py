@@ -150,15 +150,21 @@ class Engine:
     async def login(self, session: int, user: str, device: str, platform: str) -> str:
         logging_in = self._logging_in.setdefault(user, {})
         if self._sessions.of(user, device) is None:
-            others = {name for name in logging_in.values() if self._sessions.of(user, name) is None} - {device}
+            others = {name for name in logging_in.values() if self._sessions.of(user, name) is None} - {
+                device
+            }
             if self._sessions.devices(user) + len(others) >= self._settings.max_devices_online:
                 if not logging_in:
                     del self._logging_in[user]
-                raise refused("limit_exceeded", f"{self._settings.max_devices_online} devices are online already")
+                raise refused(
+                    "limit_exceeded", f"{self._settings.max_devices_online} devices are online already"
+                )
         logging_in[session] = device
         try:
             row = self._store.user(user)
             if row is None or device not in row.devices:
+                if row is not None:
+                    await self._cursors.flush_user(user, row.devices, self._now_ms())
                 record = records.Login(
                     self._snowflake.next(), self._now_ms(), user, device, platform, self._settings.max_devices
                 )
@@ -218,17 +224,29 @@ class Engine:
     def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
         user = self._session(session).user
         record = records.Send(
-            self._snowflake.next(), self._now_ms(), user, conversation_key(user, to), ref, content_type, content, retry
+            self._snowflake.next(),
+            self._now_ms(),
+            user,
+            conversation_key(user, to),
+            ref,
+            content_type,
+            content,
+            retry,
         )
         self._committer.admit(record, Origin(session, ref))
 
     def ack(self, session: int, acks: Mapping[str, int]) -> None:
         found = self._session(session)
-        user = found.user
-        keyed = [(conversation_key(user, address), seq) for address, seq in acks.items()]
-        known = len(found.acks) if found.acks else 0
-        if known + len(keyed) > MAX_ENTRIES:  # rare: keep what one connection gathers bounded
-            keyed = [(key, seq) for key, seq in keyed if self._store.membership(user, key) is not None]
+        keyed: list[tuple[str, int]] = []
+        for address, seq in acks.items():
+            key = conversation_key(found.user, address)
+            of = self._store.conversation(key)
+            if of is not None:  # clamped now: a message that comes later is not acknowledged by this
+                keyed.append((key, min(seq, of.last_seq)))
+        if (
+            found.acks and len(found.acks) + len(keyed) > MAX_ENTRIES
+        ):  # rare: bound what one connection gathers
+            keyed = [(key, seq) for key, seq in keyed if self._store.membership(found.user, key) is not None]
         self._cursors.ack(found, keyed)
 
     def _session(self, number: int) -> Session:
@@ -295,7 +313,9 @@ class Engine:
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage:
         return await self._reader.conversations(self._session(session), limit, page)
 
-    def presence(self, session: int, users: Sequence[str], subscribe: bool | None) -> dict[str, PresenceState]:
+    def presence(
+        self, session: int, users: Sequence[str], subscribe: bool | None
+    ) -> dict[str, PresenceState]:
         return self._presence.ask(self._session(session), users, subscribe)
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Event = tuple[str, str]
 
 
-def fold(state: Overlay, record: records.CreateGroup | records.Join | records.Leave | records.Invite) -> Outcome:
+def fold(
+    state: Overlay, record: records.CreateGroup | records.Join | records.Leave | records.Invite
+) -> Outcome:
     if not is_group_address(record.group):
         return Rejected("invalid_field", "not a group address", "data.group")
     if isinstance(record, records.CreateGroup):
@@ -33,7 +35,11 @@ def fold(state: Overlay, record: records.CreateGroup | records.Join | records.Le
 
 
 def _answer(
-    name: str, group: Conversation, row: Membership | None, events: tuple[Event, ...] = (), changed: bool = False
+    name: str,
+    group: Conversation,
+    row: Membership | None,
+    events: tuple[Event, ...] = (),
+    changed: bool = False,
 ) -> GroupChanged:
     first_seq = row.first_seq if row is not None and row.position else 0
     return GroupChanged(

@@ -29,13 +29,17 @@ class Presence:
         self._leaving: dict[str, tuple[int, int]] = {}  # user -> (monotonic deadline, wall-clock last seen)
         self.push: Callable[[int, Mapping[str, PresenceState]], None] = lambda session, states: None
 
-    def ask(self, session: Session, addresses: Sequence[str], subscribe: bool | None) -> dict[str, PresenceState]:
+    def ask(
+        self, session: Session, addresses: Sequence[str], subscribe: bool | None
+    ) -> dict[str, PresenceState]:
         """States by address. Raises Refused `limit_exceeded`; then nothing was subscribed."""
         users = [address[1:] for address in addresses]
         if subscribe:
             followed = session.subscriptions or set()
             if len(followed.union(users)) > self._max_subscriptions:
-                raise refused("limit_exceeded", f"a connection follows {self._max_subscriptions} users at most")
+                raise refused(
+                    "limit_exceeded", f"a connection follows {self._max_subscriptions} users at most"
+                )
             session.subscriptions = followed
             for user in users:
                 followed.add(user)

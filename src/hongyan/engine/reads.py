@@ -65,7 +65,9 @@ class Reader:
             after = rows[-1][0]
             await asyncio.sleep(0)
 
-    async def sync(self, session: Session, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
+    async def sync(
+        self, session: Session, limit: int, cursors: Mapping[str, int], page: str | None
+    ) -> SyncPage:
         if page is None:
             sync = session.sync = await self._begin_sync(session, cursors, "")
             index, after, high = 0, -1, -1
@@ -193,7 +195,9 @@ class Reader:
         if row is None or not row.position or of is None:
             return None
         address = address_for(user, key)
-        newest = self._store.messages(key, of.last_seq, of.last_seq, 1) if of.last_seq >= row.first_seq else []
+        newest = (
+            self._store.messages(key, of.last_seq, of.last_seq, 1) if of.last_seq >= row.first_seq else []
+        )
         last = Item(address, newest[0], newest[0].sender == user) if newest else None
         return ConversationItem(address, of.last_seq, row.first_seq, self.cursor(session, key, row), last)
 

@@ -150,7 +150,9 @@ class Sequencer:
             Message(name, seq, record.id, record.at, sender, record.key, record.content_type, record.content)
         )
         if name[:1] == "#":
-            changes.conversations[name] = msgspec.structs.replace(conversation, last_seq=seq, last_at=record.at)
+            changes.conversations[name] = msgspec.structs.replace(
+                conversation, last_seq=seq, last_at=record.at
+            )
         else:
             changes.conversations[name] = Conversation(seq, record.at)
         sent = changes.sent[key] = Sent(seq, record.id, record.at)
@@ -189,7 +191,9 @@ def _login(state: Overlay, record: records.Login) -> Outcome:
         furthest = max((seq for of, seq in row.cursors.items() if of in known), default=0)
         if furthest:
             cursors = {**row.cursors, number: furthest}
-            state.changes.memberships[record.user, conversation] = msgspec.structs.replace(row, cursors=cursors)
+            state.changes.memberships[record.user, conversation] = msgspec.structs.replace(
+                row, cursors=cursors
+            )
     devices = {**user.devices, record.device: Device(number, record.platform, record.at)}
     while len(devices) > record.max_devices:
         del devices[min(devices, key=lambda name: devices[name].last_used)]

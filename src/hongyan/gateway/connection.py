@@ -133,7 +133,7 @@ class Connection(FrameListener):
             request = self.codec.decode(payload)
         except BadRequest as bad:
             if self._allowed(now, bad.ref):
-                self._reject(bad.error, bad.ref, now)
+                self._reject(self._unless_stranger(bad), bad.ref, now)
             return
         self.gateway.counters.requests += 1
         kind = type(request)
@@ -271,6 +271,11 @@ class Connection(FrameListener):
     def _unslow(self) -> None:
         self._slowed = False
         self._resume()
+
+    def _unless_stranger(self, bad: BadRequest) -> WireError:
+        """Before login, whatever is no login and can be read gets `unauthenticated`, also with wrong fields."""
+        stranger = self.state is State.CONNECTED and bad.kind not in (None, "login")
+        return _UNAUTHENTICATED if stranger else bad.error
 
     def _reject(self, error: WireError, ref: str | None, now: float) -> None:
         self.write_error(error, ref)

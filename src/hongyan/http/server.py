@@ -88,17 +88,20 @@ class HttpServer:
         self.port = settings.http_port
         routes = [
             Route("/healthz", lambda request: PlainTextResponse("ok\n")),
-            Route("/readyz", lambda request: PlainTextResponse("ready\n" if ready() else "not ready\n", 200 if ready() else 503)),
-            Route("/metrics", lambda request: Response(metrics_text(), media_type="text/plain; version=0.0.4")),
+            Route("/readyz", lambda request: _readiness(ready())),
+            Route(
+                "/metrics", lambda request: Response(metrics_text(), media_type="text/plain; version=0.0.4")
+            ),
         ]
         if settings.registration_on:
             routes += [
                 Route("/api/v1/auth/register", self._register, methods=["POST"]),
                 Route("/api/v1/auth/login", self._login, methods=["POST"]),
             ]
+        handlers: Any = {Refused: _on_refused, HTTPException: _on_http, Exception: _on_crash}
         self._app = Starlette(
             routes=routes,
-            exception_handlers={Refused: _on_refused, HTTPException: _on_http, Exception: _on_crash},  # type: ignore[dict-item]
+            exception_handlers=handlers,
         )
 
     async def start(self) -> None:
@@ -184,6 +187,10 @@ class HttpServer:
         return address
 
 
+def _readiness(ready: bool) -> Response:
+    return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
+
+
 async def _body(request: Request) -> bytes:
     body = b""
     try:
@@ -208,7 +215,9 @@ def config_socket(config: uvicorn.Config) -> Any:
         listening.bind((config.host, config.port))
     except OSError as error:
         listening.close()
-        raise OSError(error.errno, f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+        raise OSError(
+            error.errno, f"cannot listen on {config.host}:{config.port}: {error.strerror}"
+        ) from None
     return listening
 
 

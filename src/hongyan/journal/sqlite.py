@@ -398,13 +398,13 @@ def _refusal(path: Path, error: sqlite3.Error) -> DataDirectoryError:
 def _begin(connection: sqlite3.Connection, checkpoint_bytes: int) -> tuple[str, int, int]:
     """Set the connection up. Returns identity, first and last."""
     execute = connection.execute
-    # The directory's lock keeps others out; without sharing SQLite needs no shared memory and fewer calls.
-    execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
     execute("PRAGMA synchronous = FULL")
     execute("PRAGMA fullfsync = ON")  # macOS: a plain fsync does not reach the medium
     execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # the thread does it once it has answered
     execute(f"PRAGMA journal_size_limit = {2 * checkpoint_bytes}").fetchall()
     execute("PRAGMA cache_size = -8192")
+    # On in some distributions' builds: a trim would write zeros over everything that it drops.
+    execute("PRAGMA secure_delete = OFF").fetchall()
     mode = execute("PRAGMA journal_mode = WAL").fetchone()
     if mode[0] != "wal":
         raise sqlite3.OperationalError(f"journal_mode is {mode[0]}")

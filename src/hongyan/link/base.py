@@ -114,9 +114,7 @@ class EngineApi(Protocol):
     def logout(self, session: int) -> None:
         """The connection is gone. Idempotent; unknown sessions are ignored."""
 
-    def send(
-        self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool
-    ) -> None:
+    def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
         """Admit a message (checked: valid address, JSON content within limits). Answered through
         `GatewayApi.tell` or `.refuse` within 10 s; raises Refused (`busy`, `unavailable`) at once."""
 
@@ -143,5 +141,7 @@ class EngineApi(Protocol):
 
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage: ...
 
-    def presence(self, session: int, users: Sequence[str], subscribe: bool | None) -> dict[str, PresenceState]:
+    def presence(
+        self, session: int, users: Sequence[str], subscribe: bool | None
+    ) -> dict[str, PresenceState]:
         """States by address. Raises Refused `limit_exceeded` past 1,000 subscriptions."""

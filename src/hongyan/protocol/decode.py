@@ -15,7 +15,16 @@ import msgspec
 from hongyan.errors import Refused, WireError
 from hongyan.protocol.content import FIELD, MAX_DEPTH, check_json, depth, from_msgpack
 from hongyan.protocol.msgpack_scan import entries
-from hongyan.protocol.requests import CHECKS, MAX_MESSAGE_ID, SEQ_CEILING, TYPES, AnyRequest, BadRequest, Request, SendMessage
+from hongyan.protocol.requests import (
+    CHECKS,
+    MAX_MESSAGE_ID,
+    SEQ_CEILING,
+    TYPES,
+    AnyRequest,
+    BadRequest,
+    Request,
+    SendMessage,
+)
 
 _json = msgspec.json.Decoder(AnyRequest)
 _msgpack = msgspec.msgpack.Decoder(AnyRequest, ext_hook=lambda code, data: None)
@@ -25,6 +34,8 @@ _PATH = re.compile(r"at `(?:key in )?\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TOO_DEEP = WireError("invalid_field", f"content is nested deeper than {MAX_DEPTH}", FIELD)
+_SURROGATE_FOUND = WireError("invalid_field", "content holds a lone surrogate", FIELD)
 _KEEP = 70  # levels of JSON that a diagnosis looks at
 
 
@@ -61,8 +72,12 @@ def _checked(request: Request, check: Any) -> Request:
         if verify is not None:
             verify(request.data)  # type: ignore[attr-defined]
     except Refused as refusal:
-        raise BadRequest(refusal.error, request.message_id) from None
+        raise BadRequest(refusal.error, request.message_id, _kind(request)) from None
     return request
+
+
+def _kind(request: Request) -> str:
+    return str(type(request).__struct_config__.tag)
 
 
 def diagnose_json(payload: bytes) -> Request:
@@ -77,9 +92,9 @@ def diagnose_json(payload: bytes) -> Request:
         ref, data = _ref(value), value.get("data")
         if ref is not None and isinstance(data, dict) and "content" in data:
             if len(shallow) != len(text) and depth(payload) > MAX_DEPTH + 2:
-                raise BadRequest(WireError("invalid_field", f"nested deeper than {MAX_DEPTH}", FIELD), ref)
+                raise BadRequest(_TOO_DEEP, ref, "send_message")
             if _has_surrogate(data["content"]):
-                raise BadRequest(WireError("invalid_field", "content holds a lone surrogate", FIELD), ref)
+                raise BadRequest(_SURROGATE_FOUND, ref, "send_message")
     return _diagnose(value)
 
 
@@ -93,7 +108,9 @@ def diagnose_msgpack(payload: bytes) -> Request:
         data = entries(top["data"]) if "data" in top else {}
         name = _ref({"message_id": _quiet(ref)}) if ref is not None else None
         if name is not None and "content" in data:
-            raise BadRequest(WireError("invalid_field", f"nested deeper than {MAX_DEPTH}", FIELD), name) from None
+            raise BadRequest(
+                WireError("invalid_field", f"nested deeper than {MAX_DEPTH}", FIELD), name
+            ) from None
         _malformed("nested too deeply", name)
     except (msgspec.DecodeError, UnicodeError, ValueError, TypeError):
         _malformed("not MessagePack", None)
@@ -111,10 +128,15 @@ def _diagnose(value: Any) -> Request:
         _malformed("data is no object", ref)
     wanted = TYPES.get(kind)
     if wanted is None:
-        raise BadRequest(WireError("unknown_type", f"unknown type {kind[:64]!r}".encode("ascii", "replace").decode()), ref)
+        text = f"unknown type {kind[:64]!r}".encode("ascii", "replace").decode()
+        raise BadRequest(WireError("unknown_type", text), ref, kind)
     if "message_id" in value and ref is None:
         raise BadRequest(
-            WireError("invalid_field", f"a message_id is a string of 1 to {MAX_MESSAGE_ID} characters", "message_id"), None
+            WireError(
+                "invalid_field", f"a message_id is a string of 1 to {MAX_MESSAGE_ID} characters", "message_id"
+            ),
+            None,
+            kind,
         )
     data = {name: each for name, each in data.items() if isinstance(name, str)}
     if kind == "send_message" and "content" in data:
@@ -123,7 +145,7 @@ def _diagnose(value: Any) -> Request:
     try:
         request: Request = msgspec.convert(fields, wanted)
     except msgspec.ValidationError as error:
-        raise BadRequest(_field_error(str(error)), ref) from None
+        raise BadRequest(_field_error(str(error)), ref, kind) from None
     if isinstance(request, SendMessage):  # its fields are right, so something that nobody reads is not
         _malformed("not JSON as RFC 8259 has it", ref)
     return _checked(request, None)
@@ -182,7 +204,8 @@ def _quiet(raw: bytes) -> Any:
 
 def _shallow(text: str) -> str:
     """`text` with arrays and objects deeper than `_KEEP` replaced by null. Iterative, for any input."""
-    level, cut, pieces, kept = 0, 0, [], 0
+    pieces: list[str] = []
+    level = cut = kept = 0
     for token in _TOKEN.finditer(text):
         mark = token[0]
         if mark in "[{":

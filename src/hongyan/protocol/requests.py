@@ -31,12 +31,13 @@ else:
 
 
 class BadRequest(Exception):
-    """What a client sent is no request. `ref`: its `message_id` where that could be read."""
+    """What a client sent is no request. `ref`: its `message_id`, `kind`: its type, where they could be read."""
 
-    def __init__(self, error: WireError, ref: str | None) -> None:
+    def __init__(self, error: WireError, ref: str | None, kind: str | None = None) -> None:
         super().__init__(error.text)
         self.error = error
         self.ref = ref
+        self.kind = kind
 
 
 class LoginData(msgspec.Struct):
@@ -115,7 +116,7 @@ class Heartbeat(Request, tag="heartbeat", kw_only=True):
 
 
 class SendMessage(Request, tag="send_message", kw_only=True):
-    message_id: MessageId  # type: ignore[assignment]  # required here
+    message_id: MessageId  # required here
     data: SendData
 
 
@@ -195,7 +196,11 @@ def _ack(data: AckData) -> None:
 
 def _positions(named: dict[str, int]) -> dict[str, int]:
     """Drop what is no address: it cannot be a conversation of the user's. Clamp what passes 64 bits."""
-    return {name: min(seq, SEQ_CEILING) for name, seq in named.items() if is_user_address(name) or is_group_address(name)}
+    return {
+        name: min(seq, SEQ_CEILING)
+        for name, seq in named.items()
+        if is_user_address(name) or is_group_address(name)
+    }
 
 
 def _sync(data: SyncData) -> None:
@@ -210,7 +215,12 @@ def _group(data: GroupData) -> None:
 def _create_group(data: CreateGroupData) -> None:
     if data.group is not None:
         _need(is_group_address(data.group), "data.group", "a group is # and 1 to 64 of A-Za-z0-9_.-")
-        _need(not is_reserved(data.group[1:]), "data.group", "ids that start with hongyan. are the server's", "forbidden")
+        _need(
+            not is_reserved(data.group[1:]),
+            "data.group",
+            "ids that start with hongyan. are the server's",
+            "forbidden",
+        )
     _need(len(data.name) <= MAX_NAME, "data.name", f"a name has {MAX_NAME} characters at most", "too_large")
     _need(data.join in ("open", "invite"), "data.join", "join is open or invite")
 
@@ -227,7 +237,11 @@ def _invite(data: InviteData) -> None:
 
 def _history(data: HistoryData) -> None:
     named = data.conversation
-    _need(is_user_address(named) or is_group_address(named), "data.conversation", "a conversation is @user or #group")
+    _need(
+        is_user_address(named) or is_group_address(named),
+        "data.conversation",
+        "a conversation is @user or #group",
+    )
     data.before = None if data.before is None else min(data.before, SEQ_CEILING)
     data.after = None if data.after is None else min(data.after, SEQ_CEILING)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
@@ -39,7 +38,9 @@ class Store(Protocol):
     def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
         """(conversation key, row) of a user (invitations too: `position` 0), ascending from key > `after`."""
 
-    def messages(self, conversation: str, low: int, high: int, limit: int, newest: bool = False) -> list[Message]:
+    def messages(
+        self, conversation: str, low: int, high: int, limit: int, newest: bool = False
+    ) -> list[Message]:
         """Messages with low <= seq <= high, ascending; the first `limit` of them, or with `newest`
         the last `limit`. At most about 512 KiB of content a call, but always one where there is one:
         callers go on from what they got."""

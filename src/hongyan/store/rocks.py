@@ -17,13 +17,15 @@ import msgspec
 from rocksdict import (
     AccessType,
     BlockBasedOptions,
-    Cache as BlockCache,
     DBCompressionType,
     Options,
     Rdict,
     ReadOptions,
     WriteBatch,
     WriteOptions,
+)
+from rocksdict import (
+    Cache as BlockCache,
 )
 
 from hongyan.errors import DataDirectoryError
@@ -74,6 +76,7 @@ class RocksStore:
         self._write_options = WriteOptions()
         self._write_options.no_slowdown = True
         self._timer: asyncio.Handle | None = None
+        self._hurrying = False
         self._failures = 0
         self.flushes = 0
         self.flushed_rows = 0
@@ -97,9 +100,11 @@ class RocksStore:
                 first.put(keys.IDENTITY, identity.encode())
                 db.write(first)
             elif version != VERSION:
-                raise DataDirectoryError(f"the store {path} is of version {version!r}; this program reads {VERSION!r}")
+                raise DataDirectoryError(f"the store {path} is of version {version!r}, not {VERSION!r}")
             elif whose != identity.encode():
-                raise DataDirectoryError(f"the store {path} belongs to another journal: restore both from one backup")
+                raise DataDirectoryError(
+                    f"the store {path} belongs to another journal: restore both from one backup"
+                )
             raw = db.get(keys.OFFSET)
         except DataDirectoryError:
             db.close()
@@ -135,13 +140,20 @@ class RocksStore:
             self._memberships.put(at, row)
         for user, found in changes.users.items():
             self._users.put(user, found)
-        if self._timer is None:
-            hurry = 2 * self._tail.pending_rows >= self._tail_rows
-            self._timer = asyncio.get_running_loop().call_later(0 if hurry else self._interval_s, self._flush)
+        if self.full and not self._failures:
+            self._write_slice()  # `busy` is for a disk that refuses, not for a timer that has not come yet
+        hurry = 2 * self._tail.pending_rows >= self._tail_rows
+        if self._timer is None or (hurry and not self._hurrying and not self._failures):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._hurrying = hurry
+            delay = 0 if hurry else self._interval_s
+            self._timer = asyncio.get_running_loop().call_later(delay, self._flush)
 
     def _flush(self) -> None:
         """Write one slice; come back for the next, or after a while where the disk refused."""
         self._timer = None
+        self._hurrying = False
         if not self._tail.batches or self._db is None:
             return
         loop = asyncio.get_running_loop()
@@ -174,7 +186,7 @@ class RocksStore:
 
     async def sync(self) -> int:
         target = self.offset
-        while self.on_disk < target:
+        while self.on_disk < target:  # noqa: ASYNC110 (the wait is the disk's, no event tells of it)
             await asyncio.sleep(0 if self._write_slice() else _RETRY_S[0])
         if self._db is None or self._synced == self.on_disk:
             return self._synced
@@ -269,11 +281,15 @@ class RocksStore:
             yield key[cut:], rows.value()
             rows.next()
 
-    def messages(self, conversation: str, low: int, high: int, limit: int, newest: bool = False) -> list[Message]:
+    def messages(
+        self, conversation: str, low: int, high: int, limit: int, newest: bool = False
+    ) -> list[Message]:
         tail = self._tail.messages.get(conversation, ())
         border = tail[0].seq if tail else high + 1  # what is below is on disk
         if not newest:
-            found = list(self._stored(conversation, low, min(high, border - 1), limit)) if low < border else []
+            found = (
+                list(self._stored(conversation, low, min(high, border - 1), limit)) if low < border else []
+            )
             fresh = (message for message in tail if low <= message.seq <= high)
             return _bounded([*found, *fresh] if len(found) < limit else found, limit)
         recent = [message for message in reversed(tail) if low <= message.seq <= high]
@@ -322,7 +338,11 @@ def _bounded(messages: list[Message], limit: int) -> list[Message]:
 
 
 def _scan(
-    rows: Iterator[tuple[bytes, bytes]], name: Callable[[bytes], Any], limit: int, fresh: dict[Any, Any], after: Any
+    rows: Iterator[tuple[bytes, bytes]],
+    name: Callable[[bytes], Any],
+    limit: int,
+    fresh: dict[Any, Any],
+    after: Any,
 ) -> list[tuple[Any, Any]]:
     """The first `limit` rows past `after`, the tail's `fresh` over those on disk (None deletes)."""
     found: dict[Any, Any] = {}
@@ -347,7 +367,15 @@ def _rows(changes: Changes) -> WriteBatch:
     sizes: dict[str, int] = {}
     for message in changes.messages:
         name, size = message.conversation, len(message.content)
-        row = (message.seq, message.id, message.at, message.sender, message.key, message.content_type, message.content)
+        row = (
+            message.seq,
+            message.id,
+            message.at,
+            message.sender,
+            message.key,
+            message.content_type,
+            message.content,
+        )
         of = runs.get(name)
         if of is None:
             runs[name], sizes[name] = [[row]], size

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import pytest
-from memory_store import MemoryStore
 
 from hongyan.config import Settings
 from hongyan.engine.engine import Engine
@@ -17,6 +16,7 @@ from hongyan.link.base import Origin, PresenceState, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected, Stored
 from hongyan.protocol.records import Record
+from memory_store import MemoryStore
 
 
 class MemoryJournal:
@@ -100,7 +100,12 @@ class Clock:
 
 class World:
     def __init__(self, **settings: object) -> None:
-        self.clock, self.journal, self.store, self.gateway = Clock(), MemoryJournal(), MemoryStore(), Gateway()
+        self.clock, self.journal, self.store, self.gateway = (
+            Clock(),
+            MemoryJournal(),
+            MemoryStore(),
+            Gateway(),
+        )
         self.failures: list[BaseException] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
         self.engine = self.new_engine()

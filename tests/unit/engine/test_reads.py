@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from memory_store import MemoryStore
 
 from hongyan.engine import reads
 from hongyan.engine.reads import PAGE_BYTES, Reader, item_bytes
@@ -11,6 +10,7 @@ from hongyan.engine.sessions import Session
 from hongyan.errors import Refused
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, User
+from memory_store import MemoryStore
 
 
 class World:
@@ -175,7 +175,9 @@ async def test_conversations_newest_first(limit: int) -> None:
     names, page = [], None
     while True:
         reply = await world.reader.conversations(world.session, limit, page)
-        names += [(item.conversation, item.last_message and item.last_message.message.seq) for item in reply.items]
+        names += [
+            (item.conversation, item.last_message and item.last_message.message.seq) for item in reply.items
+        ]
         if (page := reply.page) is None:
             break
     assert names == [("@carol", 5), ("@bob", 1), ("#empty-for-alice", None)]

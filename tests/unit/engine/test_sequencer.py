@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_store import MemoryStore
 
 from hongyan.engine.sequencer import LATE_MS, Sequencer
 from hongyan.engine.window import Window
 from hongyan.protocol import records
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected, Stored, UserReady
+from memory_store import MemoryStore
 
 
 class Fold:
@@ -201,13 +201,14 @@ USERS, KEYS, GROUPS = ("a", "b", "c"), ("k1", "k2", "k3"), ("#g", "#h")
 def _records() -> st.SearchStrategy[records.Record]:
     user, group = st.sampled_from(USERS), st.sampled_from(GROUPS)
     ids = at = st.integers(1, 10_000)
+    yes = st.booleans()
     target = st.one_of(group, st.tuples(user, user).map(lambda pair: direct_key(*pair)), st.text(max_size=3))
     return st.one_of(
         st.builds(records.Login, ids, at, user, st.sampled_from("xy"), st.just(""), st.integers(1, 2)),
         st.builds(
-            records.Send, ids, at, user, target, st.sampled_from(KEYS), st.just("text"), st.just(b"1"), st.booleans()
+            records.Send, ids, at, user, target, st.sampled_from(KEYS), st.just("text"), st.just(b"1"), yes
         ),
-        st.builds(records.CreateGroup, ids, at, user, group, st.just(""), st.sampled_from(["open", "invite"])),
+        st.builds(records.CreateGroup, ids, at, user, group, st.just(""), st.sampled_from(("open", "invite"))),
         st.builds(records.Join, ids, at, user, group, st.integers(0, 3), st.integers(0, 3)),
         st.builds(records.Leave, ids, at, user, group),
         st.builds(records.Invite, ids, at, user, group, st.lists(user, max_size=2)),
@@ -233,7 +234,9 @@ def test_a_replay_from_any_offset_comes_to_the_same(
     whole, broken = Fold(span, limit), Fold(span, limit)
     logs = [1000 + 10 * n for n in range(len(batches))]
     for number, record_list in enumerate(batches):  # ids are unique in a log
-        batches[number] = [_with_id(record, number * 100 + place) for place, record in enumerate(record_list, 1)]
+        batches[number] = [
+            _with_id(record, number * 100 + place) for place, record in enumerate(record_list, 1)
+        ]
     outcomes = [whole.batch(batch, log) for batch, log in zip(batches, logs, strict=True)]
     for batch, log in zip(batches[:crash], logs, strict=False):
         broken.batch(batch, log)
