@@ -81,7 +81,7 @@ class Client(Calls):
     ) -> None:
         # After an exception the message in the application's hands counts as not taken: it comes again.
         if kind is None:
-            self._confirm()
+            self.confirm()
         await self.close()
 
     async def close(self) -> None:
@@ -124,7 +124,7 @@ class Client(Calls):
         """
         link = self._link
         while True:
-            self._confirm()
+            self.confirm()
             while (ready := link.inbox.take()) is None:
                 if link.failure is not None:
                     if link.failure.code is None:
@@ -135,7 +135,8 @@ class Client(Calls):
             self._current = ready
             yield ready[1]
 
-    def _confirm(self) -> None:
+    def confirm(self) -> None:
+        """The message that `messages()` gave last is taken care of: acknowledge it without asking for more."""
         ready, self._current = self._current, None
         if ready is not None:
             self._link.inbox.done(ready)

@@ -1,0 +1,137 @@
+"""`hongyan chat`: the test client, for people at a terminal and for scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import hashlib
+import os
+import secrets
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import click
+import msgspec
+
+from hongyan.cli.chat_script import Script
+from hongyan.client import ClientError
+from hongyan.client.connection import TokenProvider
+from hongyan.errors import DataDirectoryError
+from hongyan.protocol.names import is_group_address, is_id, is_reserved, is_user_address
+
+TOKEN_TTL_S = 86_400
+
+
+def _user(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not is_id(value) or is_reserved(value):
+        raise click.BadParameter(f"{value!r} is no user id: 1 to 64 of A-Za-z0-9_.-")
+    return value
+
+
+def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not (is_user_address(value) or is_group_address(value)):
+        raise click.BadParameter(f"{value!r} is no address: @user or #group")
+    return value
+
+
+@click.command()
+@click.option("--user", required=True, callback=_user, help="Who you are.")
+@click.option("--to", callback=_address, help="Whom to talk to: @user or #group.")
+@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True)
+@click.option("--http-url", default="http://127.0.0.1:8081", show_default=True, help="For a password login.")
+@click.option("--device", default=None, help="Device id [default: a name kept for this user and server].")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=Path("hongyan-data"), show_default=True,
+              help="The server's directory; where it is, no token is needed.")
+@click.option("--token", envvar="HONGYAN_TOKEN", show_envvar=True, help="A JWT for this user.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for messages, acks and errors.")
+@click.option("--listen", is_flag=True, help="Stay after the end of standard input, until interrupted.")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stay that long after it.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after N received messages.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
+              metavar="SECONDS", help="How long to try to reach the server (scripts).")  # fmt: skip
+def chat(
+    user: str, to: str | None, url: str, http_url: str, device: str | None, data_dir: Path, token: str | None,
+    as_json: bool, listen: bool, wait: float | None, count: int | None, timeout: float,
+) -> None:  # fmt: skip
+    """Chat as USER, at a terminal or from standard input (one line, one message).
+
+    \b
+    Examples:
+      hongyan chat --user alice --to @bob
+      echo "the backup is done" | hongyan chat --user alice --to @bob
+      hongyan chat --user bob --count 1 --json < /dev/null
+    """
+    if device is not None and not is_id(device):
+        raise click.BadParameter(f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device")
+    interactive = sys.stdin.isatty() and not as_json
+    try:
+        provider = _token(user, token, data_dir, http_url)
+        device = device or _default_device(user, data_dir, url)
+        if interactive:
+            from hongyan.cli.chat_prompt import Prompt
+
+            code = asyncio.run(Prompt(url, provider, device, to).run())
+        else:
+            code = asyncio.run(Script(url, provider, device, to, as_json, listen, wait, count, timeout).run())
+    except (ClientError, DataDirectoryError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        code = 0
+    sys.exit(code)
+
+
+def _token(user: str, token: str | None, data_dir: Path, http_url: str) -> str | TokenProvider:
+    """The given token; beside a server, tokens of our own (a new one at each connection); else by password."""
+    if token:
+        return token
+    if (data_dir / "secret").exists():
+        from hongyan.auth import TokenSigner
+        from hongyan.config import Settings
+        from hongyan.datadir import read_secret
+
+        signer = TokenSigner(Settings(), read_secret(data_dir))
+        return lambda: signer.sign(user, TOKEN_TTL_S)[0]
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            f"no token: there is no {data_dir / 'secret'} (start the server there, or name its --data-dir), "
+            "and neither --token nor HONGYAN_TOKEN is given"
+        )
+    return _login(http_url, user, getpass.getpass(f"Password of {user}: "))
+
+
+def _login(http_url: str, user: str, password: str) -> str:
+    """A token from `POST /api/v1/auth/login`. Raises ClickException."""
+    body = msgspec.json.encode({"user_id": user, "password": password})
+    request = urllib.request.Request(
+        f"{http_url.rstrip('/')}/api/v1/auth/login", body, {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=15) as answer:
+            return str(msgspec.json.decode(answer.read())["token"])
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode("utf-8", "replace")
+        raise click.ClickException(f"login refused: HTTP {error.code} {text[:300]}") from None
+    except urllib.error.URLError as error:
+        raise click.ClickException(f"cannot reach {http_url}: {error.reason}") from None
+
+
+def _default_device(user: str, data_dir: Path, url: str) -> str:
+    """The same at every start, so that what was missed arrives: by user and server on this machine."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hongyan"
+    file = state / "device"
+    try:
+        machine = file.read_text().strip()
+    except OSError:
+        machine = ""
+    if not machine:
+        machine = secrets.token_hex(8)
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            file.write_text(machine + "\n")
+        except OSError:  # a read-only home: the directory and address alone must do
+            machine = ""
+    place = f"{machine}|{data_dir.resolve()}|{url}|{user}"
+    return "cli-" + hashlib.sha256(place.encode()).hexdigest()[:16]

@@ -1,0 +1,239 @@
+"""`hongyan chat` at a terminal: a line to type in, everything else above it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from hongyan.cli.chat_script import shown, split_address
+from hongyan.client import Client, ClientError, Closed, Event, Message
+from hongyan.client.connection import TokenProvider
+from hongyan.protocol.names import is_group_address, is_user_address
+
+HELP = """\
+  hello              say it to the one you talk to
+  @bob hello         say it to @bob (or #team hello), and go on talking there
+  /to @bob           talk to @bob from now on
+  /create #team [name]   /join #team   /leave [#team]   /invite @bob [#team]
+  /history [n]       the last n messages here (default 20)
+  /who               who is online of those here
+  /help   /quit      (Ctrl-D and Ctrl-C leave as well)"""
+DIM, BOLD, CYAN, RED = "2", "1", "36", "31"
+
+
+class Prompt:
+    """One run. `run` returns the exit code."""
+
+    def __init__(self, url: str, token: str | TokenProvider, device: str, to: str | None) -> None:
+        # People wait and see; they leave when they like (no connect_timeout).
+        self._client = Client(url, token, device, platform="cli", in_order=True, connect_timeout=None)
+        self._url = url
+        self._to = to
+        self._colours = sys.stdout.isatty()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._met: dict[str, None] = {}
+        self._commands: dict[str, Callable[[list[str]], Awaitable[None]]] = {
+            "to": self._talk_to, "create": self._create, "join": self._join, "leave": self._leave,
+            "invite": self._invite, "history": self._history, "who": self._who, "help": self._help,
+        }  # fmt: skip
+
+    async def run(self) -> int:
+        """Raises Closed when the server ends the session for good."""
+        with patch_stdout(raw=True):
+            background = [asyncio.create_task(self._events())]
+            typing = asyncio.create_task(self._type())
+            try:
+                entering = asyncio.create_task(self._client.__aenter__())
+                await asyncio.wait((entering, typing), return_when=asyncio.FIRST_COMPLETED)
+                if not entering.done():  # left before the server was ever reached
+                    entering.cancel()
+                    await asyncio.gather(entering, return_exceptions=True)
+                    return 0
+                await entering
+                receiver = asyncio.create_task(self._messages())
+                background.append(receiver)
+                await asyncio.wait((typing, receiver), return_when=asyncio.FIRST_COMPLETED)
+                if receiver.done():
+                    receiver.result()
+                if self._sending:
+                    await asyncio.wait(self._sending, timeout=3)
+                    if self._sending:
+                        self._say(f"{len(self._sending)} not acknowledged; may not have arrived", RED)
+                        return 1
+                return 0
+            finally:
+                for task in (typing, *background, *self._sending):
+                    task.cancel()
+                await asyncio.gather(typing, *background, *self._sending, return_exceptions=True)
+                self._client.confirm()
+                await self._client.close()
+
+    # the three sources
+
+    async def _type(self) -> None:
+        session: PromptSession[str] = PromptSession()
+        self._say("/help shows what you can type", DIM)
+        while True:
+            try:
+                line = (await session.prompt_async(lambda: f"{self._to or '(nobody: /to @bob)'}> ")).strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if line in ("/quit", "/exit", "/q"):
+                return
+            if line.startswith("/"):
+                await self._command(line)
+            elif line:
+                self._post(line)
+
+    async def _messages(self) -> None:
+        async for message in self._client.messages():
+            self._met[message.conversation] = None
+            self._show(message)
+
+    async def _events(self) -> None:
+        async for event in self._client.events():
+            self._event(event)
+
+    # what is typed
+
+    def _post(self, line: str) -> None:
+        to, text = split_address(line, self._to)
+        if to is None:
+            self._say("whom to? /to @bob, or: @bob hello", RED)
+            return
+        if len(self._sending) >= 1000:
+            self._say("1,000 messages wait for the server already: this one was not sent", RED)
+            return
+        self._to = to
+        task = asyncio.create_task(self._send(to, text))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send(self, to: str, text: str) -> None:
+        try:
+            ack = await self._client.send(to, text)
+            self._say(f"✓ {to} #{ack.seq}  {shown(text)}", DIM)
+        except Closed:
+            pass  # the receiver tells it
+        except ClientError as error:
+            self._say(f"✗ not sent to {to}: {error}", RED)
+
+    async def _command(self, line: str) -> None:
+        name, *words = line[1:].split()
+        action = self._commands.get(name) if name else None
+        if action is None:
+            self._say(f"no such command: /{name}; /help shows them", RED)
+            return
+        try:
+            await action(words)
+        except Closed:
+            pass
+        except (ClientError, ValueError) as error:
+            self._say(str(error), RED)
+
+    async def _talk_to(self, words: list[str]) -> None:
+        self._to = _address(words, None, "/to @bob or /to #team")
+
+    async def _create(self, words: list[str]) -> None:
+        group = _group(words, None, "/create #team [name]")
+        answer = await self._client.create_group(group, " ".join(words[1:]))
+        self._to = group
+        self._say(f"{group} is yours ({answer['members']} in it)", DIM)
+
+    async def _join(self, words: list[str]) -> None:
+        group = _group(words, None, "/join #team")
+        answer = await self._client.join_group(group)
+        self._to = group
+        self._say(f"joined {group} ({answer['members']} in it)", DIM)
+
+    async def _leave(self, words: list[str]) -> None:
+        group = _group(words, self._to, "/leave #team")
+        await self._client.leave_group(group)
+        self._to = None if self._to == group else self._to
+        self._say(f"left {group}", DIM)
+
+    async def _invite(self, words: list[str]) -> None:
+        users = [word for word in words if is_user_address(word)]
+        group = _group([word for word in words if is_group_address(word)], self._to, "/invite @bob #team")
+        if not users:
+            raise ValueError("/invite @bob [#team]")
+        await self._client.invite(group, users)
+        self._say(f"invited {' '.join(users)} to {group}", DIM)
+
+    async def _history(self, words: list[str]) -> None:
+        count = int(words[0]) if words and words[0].isdigit() else 20
+        if self._to is None:
+            raise ValueError("history of whom? /to @bob first")
+        messages, _ = await self._client.history(self._to, limit=max(1, min(count, 500)))
+        for message in messages:
+            self._show(message, DIM)
+        if not messages:
+            self._say("nothing yet", DIM)
+
+    async def _who(self, words: list[str]) -> None:
+        users = [address for address in (self._to, *self._met) if address and address[0] == "@"]
+        if self._to is not None and self._to[0] == "#":
+            messages, _ = await self._client.history(self._to, limit=200)
+            users += [f"@{message.sender}" for message in messages]
+        states = await self._client.presence(list(dict.fromkeys(users))[:100]) if users else {}
+        for address, state in states.items():
+            self._say(f"{address} {_presence(state['online'], state['last_seen'])}", DIM)
+        if not states:
+            self._say("nobody met yet", DIM)
+
+    async def _help(self, words: list[str]) -> None:
+        self._say(HELP, DIM)
+
+    # what is shown
+
+    def _event(self, event: Event) -> None:
+        data = event.data
+        if event.type == "connected":
+            self._say(f"connected to {self._url} as {data['user_id']}", DIM)
+        elif event.type == "disconnected":
+            why = shown(data["reason"]) or f"code {data['code']}"
+            self._say(f"not connected ({why}); trying again in {data['retry_in_s']:.1f} s", RED)
+        elif event.type == "group_event":
+            self._say(f"{data['group']}: {data['user']} {data['event']}", DIM)
+        elif event.type == "presence":
+            for address, state in data["states"].items():
+                self._say(f"{address} {_presence(state['online'], state['last_seen'])}", DIM)
+
+    def _show(self, message: Message, colour: str = "") -> None:
+        at = time.strftime("%H:%M", time.localtime(message.timestamp / 1000))
+        place = "" if message.conversation == f"@{message.sender}" else f" {message.conversation}"
+        text = shown(message.content) if message.content_type == "text" else f"[{shown(message.content_type)}]"
+        self._say(f"{self._paint(at, DIM)} {self._paint(message.sender + place, BOLD)}: {text}", colour)
+
+    def _say(self, text: str, colour: str = "") -> None:
+        print(self._paint(text, colour), flush=True)
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if colour and self._colours else text
+
+
+def _presence(online: bool, last_seen: int | None) -> str:
+    if online:
+        return "online"
+    if last_seen is None:
+        return "offline"
+    return f"last seen {time.strftime('%Y-%m-%d %H:%M', time.localtime(last_seen / 1000))}"
+
+
+def _address(words: list[str], otherwise: str | None, usage: str) -> str:
+    found = words[0] if words else otherwise
+    if found is None or not (is_user_address(found) or is_group_address(found)):
+        raise ValueError(f"usage: {usage}")
+    return found
+
+
+def _group(words: list[str], otherwise: str | None, usage: str) -> str:
+    found = _address(words, otherwise, usage)
+    if found[0] != "#":
+        raise ValueError(f"usage: {usage}")
+    return found

@@ -1,0 +1,174 @@
+"""`hongyan chat` without a terminal: lines in, lines out.
+
+Lines keep their order whatever happens: one unanswered send a conversation, paced below the server's rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import threading
+from typing import Any
+
+import click
+
+from hongyan.client import Client, ClientError, Closed, Message
+from hongyan.client.connection import TokenProvider
+from hongyan.protocol.names import is_group_address, is_user_address
+
+WINDOW = 64  # lines read ahead of their acks
+
+
+def split_address(line: str, to: str | None) -> tuple[str | None, str]:
+    """`@bob hello` goes to @bob; any other line to `to`."""
+    head, _, rest = line.partition(" ")
+    if rest and (is_user_address(head) or is_group_address(head)):
+        return head, rest
+    return to, line
+
+
+def shown(content: Any) -> str:
+    """Content as one line: text as it is (control characters spelled out), anything else as JSON."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+class Script:
+    """One run. `run` returns the exit code."""
+
+    def __init__(
+        self, url: str, token: str | TokenProvider, device: str, to: str | None, as_json: bool, listen: bool,
+        wait: float | None, count: int | None, timeout: float,
+    ) -> None:  # fmt: skip
+        self._client = Client(url, token, device, platform="cli", in_order=True, window=WINDOW,
+                              burst=100, connect_timeout=timeout)  # fmt: skip
+        self._to = to
+        self._json = as_json
+        self._listen, self._wait, self._count = listen, wait, count
+        self._received = 0
+        self._failed = False
+        self._enough = asyncio.Event()
+        self._room = asyncio.Semaphore(WINDOW)
+
+    async def run(self) -> int:
+        """Raises ClientError, click.UsageError."""
+        loop = asyncio.get_running_loop()
+        main = asyncio.current_task()
+        assert main is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, main.cancel)
+        try:
+            async with self._client:
+                receiver = asyncio.create_task(self._receive())
+                try:
+                    await self._until(receiver, self._work())
+                finally:
+                    receiver.cancel()
+                    await asyncio.gather(receiver, return_exceptions=True)
+        except asyncio.CancelledError:  # Ctrl-C: leaving is no failure unless something was left behind
+            return 1 if self._failed or self._client.unacknowledged else 0
+        except BrokenPipeError:
+            sys.stdout = None  # type: ignore[assignment]  # nobody reads; do not complain at exit either
+            return 1
+        return 1 if self._failed else 0
+
+    async def _until(self, receiver: asyncio.Task[None], work: Any) -> None:
+        """`work`, unless the receiver fails first (kicked, replaced)."""
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait((task, receiver), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                receiver.result()
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _work(self) -> None:
+        sending: set[asyncio.Task[None]] = set()
+        lines: asyncio.Queue[str | None] = asyncio.Queue()
+        room = threading.Semaphore(WINDOW)
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_read_lines, args=(loop, lines, room), daemon=True).start()
+        while (line := await lines.get()) is not None:
+            room.release()
+            if not line.strip():
+                continue
+            to, text = split_address(line, self._to)
+            if to is None:
+                raise click.UsageError("whom to? give --to @user or --to '#group', or start the line with it")
+            await self._room.acquire()
+            task = asyncio.create_task(self._send(to, text))
+            sending.add(task)
+            task.add_done_callback(sending.discard)
+        if sending:
+            await asyncio.gather(*sending)
+        if self._count is not None:
+            stay: float | None = self._wait
+        elif self._listen:
+            stay = None
+        elif self._wait is not None:
+            stay = self._wait
+        else:
+            return
+        try:
+            async with asyncio.timeout(stay):
+                await self._enough.wait()
+        except TimeoutError:
+            self._failed = self._failed or self._count is not None
+
+    async def _send(self, to: str, text: str) -> None:
+        try:
+            ack = await self._client.send(to, text)
+        except Closed:
+            raise
+        except ClientError as error:
+            self._failed = True
+            code = getattr(error, "code", type(error).__name__)
+            self._put({"event": "error", "to": to, "content": text, "code": code, "text": str(error)},
+                      f"not sent to {to}: {error}", error=True)  # fmt: skip
+        else:
+            self._put({"event": "ack", "conversation": ack.conversation, "seq": ack.seq, "key": ack.key,
+                       "message_id": ack.message_id, "timestamp": ack.timestamp, "duplicate": ack.duplicate,
+                       "content": text}, None)  # fmt: skip
+        finally:
+            self._room.release()
+
+    async def _receive(self) -> None:
+        async for message in self._client.messages():
+            if self._count is not None and self._received >= self._count:
+                await asyncio.Event().wait()  # the rest stays unacknowledged, for the next run
+            self._show(message)
+            self._received += 1
+            if self._received == self._count:
+                self._client.confirm()
+                self._enough.set()
+
+    def _show(self, message: Message) -> None:
+        self._put(
+            {"event": "message", "conversation": message.conversation, "from": message.sender,
+             "seq": message.seq, "content_type": message.content_type, "content": message.content,
+             "message_id": message.message_id, "timestamp": message.timestamp},
+            f"{message.conversation} {message.sender}: {shown(message.content)}",
+        )  # fmt: skip
+
+    def _put(self, found: dict[str, Any], text: str | None, error: bool = False) -> None:
+        if self._json:
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+        elif text is not None:
+            print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _read_lines(
+    loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None], room: threading.Semaphore
+) -> None:
+    """In a thread of its own: standard input may be a file, which no event loop can wait for."""
+    try:
+        for raw in sys.stdin.buffer:
+            room.acquire()
+            loop.call_soon_threadsafe(lines.put_nowait, raw.decode("utf-8", "replace").rstrip("\r\n"))
+        loop.call_soon_threadsafe(lines.put_nowait, None)
+    except RuntimeError:
+        pass  # the loop has ended
