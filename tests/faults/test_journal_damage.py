@@ -3,6 +3,7 @@ disk is waited out, any other I/O error ends all writing."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import struct
@@ -146,18 +147,30 @@ async def test_a_creation_that_was_cut_short_is_begun_again(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["journal.db"]
 
 
-def test_a_second_opener_is_refused(path: Path) -> None:
-    script = "import sys; from pathlib import Path; from hongyan.journal.sqlite import SqliteJournal\n"
-    script += "SqliteJournal.open(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as holder:  # fmt: skip
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"open\n"
-        with pytest.raises(DataDirectoryError, match="another process"):
-            SqliteJournal.open(path)
-        holder.kill()
+async def test_a_reader_of_another_process_does_not_disturb_the_writer(path: Path) -> None:
+    script = (
+        "import sqlite3, sys\n"
+        "reader = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True)\n"
+        "rows = reader.execute('SELECT first FROM batches')\n"
+        "print(rows.fetchone()[0], flush=True)\n"  # and the statement stays open, holding its snapshot
+        "sys.stdin.read()\n"
+    )
+    journal = SqliteJournal.open(path, checkpoint_bytes=64 * 1024)
+    reader = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, path, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    assert await reader.stdout.readline() == b"1\n"
+    for n in range(7, 60):  # over several checkpoints
+        await journal.append([send(n, 20_000)], n)
+    await journal.trim(20)
+    reader.kill()
+    await reader.communicate()
+    await journal.append([send(60)], 60)
+    await journal.close()
+    journal = SqliteJournal.open(path)
+    assert [entry.first for entry in journal.read(0)] == list(range(21, 61))
+    await journal.close()
 
 
 @pytest.fixture

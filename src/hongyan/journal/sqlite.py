@@ -35,6 +35,8 @@ VERSION = 1
 PAGE_BYTES = 16_384
 # The log is copied into the database past this size. Its file keeps about this length.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
+# So long a write waits for someone who locks the file from outside (a backup, a curious operator).
+_BUSY_S = 5.0
 # What one step of a trim drops: an append waits behind one step at most.
 TRIM_ROWS, TRIM_BYTES = 64, 1024 * 1024
 
@@ -103,7 +105,8 @@ class SqliteJournal:
     def open(cls, path: Path, checkpoint_bytes: int = CHECKPOINT_BYTES) -> SqliteJournal:
         """Open the journal, creating it where absent. Blocking.
 
-        Raises DataDirectoryError: foreign, damaged, newer, or open elsewhere; nothing is overwritten then.
+        Raises DataDirectoryError: foreign, damaged or newer; nothing is overwritten then.
+        That no second process writes is the data directory's lock; reading beside the server is allowed.
         Raises OSError where the file cannot be created or read.
         """
         wal = path.with_name(path.name + "-wal")
@@ -115,7 +118,7 @@ class SqliteJournal:
                 )
             _create(path)
         _check_header(path)
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             identity, first, last = _begin(connection, checkpoint_bytes)
         except sqlite3.Error as error:
@@ -308,16 +311,18 @@ class SqliteJournal:
     def _translated(self, error: Exception) -> Exception:
         """What the waiter is told. Anything but a full disk ends all writing: after a failed fsync nobody
         knows what the kernel still holds."""
-        if (
-            isinstance(error, sqlite3.Error)
-            and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-        ):
+        if _no_room(error):
             self._since_checkpoint = self._checkpoint_bytes  # a log begun anew needs no more of the disk
             return Unavailable(f"no room for the journal {self._path}")
         if self._failure is None:
             self._failure = OSError(f"the journal {self._path} cannot be written: {error}")
             self._failure.__cause__ = error
         return self._failure
+
+
+def _no_room(error: Exception) -> bool:
+    code: int = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
+    return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE  # of the log's index
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
@@ -388,7 +393,7 @@ def _check_header(path: Path) -> None:
 def _refusal(path: Path, error: sqlite3.Error) -> DataDirectoryError:
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return DataDirectoryError(f"the journal {path} is open in another process")
+            return DataDirectoryError(f"the journal {path} is locked by another process")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR:
             return DataDirectoryError(f"the journal {path} is damaged ({error}): restore it from a backup")
         case _:
