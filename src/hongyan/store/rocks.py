@@ -186,7 +186,7 @@ class RocksStore:
 
     async def sync(self) -> int:
         target = self.offset
-        while self.on_disk < target:  # noqa: ASYNC110 (the wait is the disk's, no event tells of it)
+        while self.on_disk < target:
             await asyncio.sleep(0 if self._write_slice() else _RETRY_S[0])
         if self._db is None or self._synced == self.on_disk:
             return self._synced
