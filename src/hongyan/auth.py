@@ -89,14 +89,8 @@ class TokenVerifier:
             # RFC 7519 §4.1.3: who does not identify with an audience refuses a token that has one.
             if "aud" in claims:
                 raise _Bad
-        else:
-            audience = claims.get("aud")
-            if audience != self._audience and not (
-                isinstance(audience, list)
-                and self._audience in audience
-                and all(isinstance(a, str) for a in audience)
-            ):
-                raise _Bad
+        elif self._audience not in _audiences(claims.get("aud")):
+            raise _Bad
         if expires + LEEWAY_S <= now:
             raise _Expired
         return Claims(user, int(min(expires, _LATEST_S) * 1000))
@@ -130,6 +124,14 @@ def _date(value: object) -> float:
     if not math.isfinite(date):
         raise _Bad
     return date
+
+
+def _audiences(value: object) -> list[str]:
+    """`aud`: one string or an array of strings."""
+    names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+    if isinstance(value, list) and len(names) < len(value):
+        raise _Bad
+    return names
 
 
 def _public_key(settings: Settings) -> Any:

@@ -17,7 +17,7 @@ PREFIX = "HONGYAN_"
 # Names of the family that are not settings of the server: the chat client's, make's, the tests'.
 OTHER_VARIABLES = {"HONGYAN_TOKEN", "HONGYAN_HINTS", "HONGYAN_COMMAND", "HONGYAN_LONG", "HONGYAN_TEST_LONG"}
 # What Kubernetes gives every container beside a Service called "hongyan". HONGYAN_PORT is among it and
-# hides a setting; see `_explain`.
+# hides a setting; see `_fault`.
 _SERVICE_LINK = re.compile(
     r"HONGYAN_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -147,8 +147,10 @@ def load(flags: dict[str, Any], file: Path | None = None) -> Settings:
     """Settings of all sources. `flags`: by setting's name, only those given. Raises ConfigError."""
     from_file = _read_toml(file) if file is not None else {}
     variables = _variables()
-    faults = [f"{file}: {_unknown(name, set(Settings.model_fields), value)}" for name, value in from_file.items()
-              if name not in Settings.model_fields]  # fmt: skip
+    known = set(Settings.model_fields)
+    faults = [
+        f"{file}: {_unknown(name, known, value)}" for name, value in from_file.items() if name not in known
+    ]
     faults += _unknown_variables()
     below = {
         name: value

@@ -16,9 +16,9 @@ import msgspec
 import pytest
 
 from hongyan.errors import DataDirectoryError, Unavailable
-from hongyan.journal import sqlite
 from hongyan.journal.base import Entry
-from hongyan.journal.sqlite import SqliteJournal
+from hongyan.journal.sqlite import SqliteJournal, _checksum
+from hongyan.journal.sqlite_file import VERSION
 from hongyan.protocol.records import Send
 
 Damage = Callable[[Path], None]
@@ -78,7 +78,7 @@ def lost_with_its_log_left(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "not a journal"),
         (lambda path: path.write_bytes(b"Dear diary, " * 1000), "not a journal"),
         (at(0, b"\x00" * 16), "not a journal"),
-        (at(60, struct.pack(">I", sqlite.VERSION + 1)), "newer version"),
+        (at(60, struct.pack(">I", VERSION + 1)), "newer version"),
         (at(100, b"\xff" * 4000), "damaged"),
         (lost_with_its_log_left, "missing"),
     ],
@@ -95,9 +95,7 @@ def test_refused_at_opening_and_left_alone(path: Path, damage: Damage, says: str
 def rewrite(records: list[object]) -> Damage:
     """Put a batch into the place of the second one, with a right checksum."""
     blob = msgspec.msgpack.encode(records)
-    return sql(
-        "UPDATE batches SET records = ?, checksum = ? WHERE first = 3", blob, sqlite._checksum(3, 2, 3, blob)
-    )
+    return sql("UPDATE batches SET records = ?, checksum = ? WHERE first = 3", blob, _checksum(3, 2, 3, blob))
 
 
 _SEND = msgspec.msgpack.decode(msgspec.msgpack.encode(send(3)))

@@ -15,12 +15,12 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return ["serve", "chat", "token"]
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name == "chat":
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "chat":
             from hongyan.cli.chat import chat
 
             return chat
-        return super().get_command(ctx, name)
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
@@ -35,6 +35,8 @@ def main() -> None:
       hongyan serve
       hongyan chat --user alice --to @bob
       hongyan chat --user bob --to @alice
+
+    `hongyan COMMAND --help` tells more about each.
     """
 
 

@@ -10,39 +10,51 @@ import click
 
 from hongyan.config import ConfigError, load
 
+_WRONG = 2  # the exit code of a wrong command line, and of a wrong setting from anywhere
+
 
 @click.command()
-@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="Port of the WebSocket gateway; 0 takes a free one.  [default: 8080]")
-@click.option("--http-port", type=int, help="Port of HTTP: accounts, health, metrics.  [default: 8081]")
+@click.option("--host", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port of the WebSocket gateway; 0: a free one.  [default: 8080]")
+@click.option("--http-port", type=int, help="Port of accounts, health, metrics.  [default: 8081]")
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Where messages are kept.  [default: hongyan-data]"
-)
+    "--data-dir", metavar="DIR", type=click.Path(path_type=Path),
+    help="Where messages are kept.  [default: hongyan-data]",
+)  # fmt: skip
 @click.option("--workers", type=int, help="Processes; this version has one.  [default: 1]")
+@click.option("--rate-limit", type=int, help="Requests a second a connection; 0: no limit.  [default: 100]")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option(
-    "--rate-limit", type=int, help="Requests a second a connection, 0 turns it off.  [default: 100]"
-)
-@click.option("--log-level", help="debug, info, warning or error.  [default: info]")
-@click.option("--log-format", help="console, json, or auto: console on a terminal.  [default: auto]")
-@click.option("--config", type=click.Path(path_type=Path), help="A TOML file; see docs/hongyan.example.toml.")
+    "--log-format", metavar="FORMAT",
+    help="console, json, or auto: console on a terminal, else json.  [default: auto]",
+)  # fmt: skip
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path),
+    help="Settings as TOML; docs/hongyan.example.toml has them all.",
+)  # fmt: skip
 def serve(config: Path | None, **flags: Any) -> None:
     """Start the server. Ctrl-C or SIGTERM stops it gently.
 
-    Settings: these flags, over HONGYAN_* in the environment (HONGYAN_PORT=9000), over --config, over the
-    defaults.
+    Settings come from these flags, else from HONGYAN_* in the environment (HONGYAN_PORT=9000), else from
+    the --config file, else from the defaults. A wrong one is named with its source, and the exit code is 2.
 
     \b
     Examples:
       hongyan serve
       hongyan serve --port 9000 --http-port 9001 --data-dir /var/lib/hongyan
+      hongyan serve --config hongyan.toml --log-format json
     """
     try:
         settings = load({name: value for name, value in flags.items() if value is not None}, config)
         if settings.workers != 1:
-            raise ConfigError(f"--workers: this version runs in one process (got {settings.workers})")
+            raise ConfigError(
+                f"workers: this version runs in one process, so only 1 is possible (got {settings.workers})"
+            )
         from hongyan.app import run  # after the settings: a wrong flag is answered at once
 
-        sys.exit(run(settings))
+        code = run(settings)
     except ConfigError as error:
-        print(f"hongyan serve: {error}", file=sys.stderr)
-        sys.exit(2)
+        for fault in str(error).splitlines():
+            click.echo(f"hongyan serve: {fault}", err=True)
+        code = _WRONG
+    sys.exit(code)

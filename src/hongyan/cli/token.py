@@ -8,40 +8,70 @@ from pathlib import Path
 import click
 
 from hongyan.auth import TokenSigner
-from hongyan.config import Settings
+from hongyan.config import ConfigError, load
 from hongyan.datadir import read_secret
 from hongyan.errors import DataDirectoryError
 from hongyan.protocol.names import is_id, is_reserved
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LONGEST_S = 100 * 366 * 86_400
 
 
 def _seconds(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
-    found = re.fullmatch(r"(\d{1,9})([smhd])", value)
-    if found is None or int(found[1]) == 0:
-        raise click.BadParameter(f"{value!r} is no time such as 30s, 15m, 24h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
+    found = re.fullmatch(r"(\d{1,9})([smhd])", value, re.ASCII)
+    seconds = int(found[1]) * _UNITS[found[2]] if found is not None else 0
+    if not 0 < seconds <= _LONGEST_S:
+        raise click.BadParameter(f"{value!r} is no time such as 30s, 15m, 24h or 7d (100 years at most)")
+    return seconds
+
+
+def _ids(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    for user in value:
+        if is_reserved(user):
+            raise click.BadParameter(f"{user!r}: ids that start with hongyan. are the server's")
+        if not is_id(user):
+            hint = f"; write {user[1:]}" if user.startswith("@") and is_id(user[1:]) else ""
+            raise click.BadParameter(f"{user!r} is no user id: 1 to 64 of A-Za-z0-9_.-{hint}")
+    return value
 
 
 @click.command()
-@click.argument("users", nargs=-1, required=True, metavar="USER...")
-@click.option("--data-dir", type=click.Path(path_type=Path), default=Path("hongyan-data"), show_default=True)
+@click.argument("users", nargs=-1, required=True, metavar="USER...", callback=_ids)
 @click.option(
-    "--ttl", default="24h", show_default=True, callback=_seconds, help="How long it holds: 30s, 15m, 24h, 7d."
-)
-def token(users: tuple[str, ...], data_dir: Path, ttl: int) -> None:
-    """Print a token for each USER, one a line, signed with the data directory's secret.
+    "--data-dir", metavar="DIR", type=click.Path(path_type=Path),
+    help="The server's data directory.  [default: hongyan-data]",
+)  # fmt: skip
+@click.option(
+    "--ttl", metavar="TIME", default="24h", show_default=True, callback=_seconds,
+    help="How long it holds: 30s, 15m, 24h, 7d.",
+)  # fmt: skip
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path),
+    help="The server's TOML file, for its audience, issuer and data directory.",
+)  # fmt: skip
+def token(users: tuple[str, ...], data_dir: Path | None, ttl: int, config: Path | None) -> None:
+    """Print a token (JWT) for each USER, one a line, signed with the data directory's secret.
+
+    Whoever can read that directory can log in as anybody. A user exists from the first login on.
 
     \b
-    Example:
-      hongyan token alice bob --ttl 7d
+    Examples:
+      hongyan token alice
+      hongyan token alice bob --ttl 7d --data-dir /var/lib/hongyan
     """
-    for user in users:
-        if not is_id(user) or is_reserved(user):
-            raise click.BadParameter(f"{user!r} is no user id: 1 to 64 of A-Za-z0-9_.-", param_hint="USER")
     try:
-        signer = TokenSigner(Settings(), read_secret(data_dir))
+        settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
+        if settings.jwt_public_key is not None and not settings.registration_on:
+            raise ConfigError(
+                "jwt_public_key: this server takes only tokens of whoever holds that key's private half"
+            )
+        signer = TokenSigner(settings, read_secret(settings.data_dir))
+    except ConfigError as error:
+        for fault in str(error).splitlines():
+            click.echo(f"hongyan token: {fault}", err=True)
+        raise SystemExit(2) from None
     except (DataDirectoryError, OSError) as error:
-        raise click.ClickException(str(error)) from None
+        click.echo(f"hongyan token: {error}", err=True)
+        raise SystemExit(1) from None
     for user in users:
         click.echo(signer.sign(user, ttl)[0])

@@ -1,0 +1,100 @@
+"""What a request brings: its JSON object, read within a size and a time, and who sent it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from hongyan.errors import refused
+
+MAX_BODY = 16 * 1024
+BODY_TIMEOUT_S = 10.0
+_DRAIN_BYTES = 1024 * 1024
+_DRAIN_S = 2.0
+
+
+async def json_object(request: Request, timeout_s: float = BODY_TIMEOUT_S) -> dict[str, Any]:
+    """The body, whatever `Content-Type` says. Raises Refused `too_large`, `malformed`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _read(request)
+    except TimeoutError:
+        raise refused("malformed", f"the body did not arrive within {timeout_s:g} s") from None
+    except ClientDisconnect:
+        raise refused("malformed", "the body broke off") from None
+    try:
+        value = json.loads(body.decode(), parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        raise refused("malformed", "the body is not JSON in UTF-8") from None
+    if not isinstance(value, dict):
+        raise refused("malformed", "the body is not an object")
+    return value
+
+
+async def _read(request: Request) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    too_large = int(declared) > MAX_BODY if declared.isascii() and declared.isdigit() else False
+    if too_large and "expect" in request.headers:
+        raise _too_large()  # who asks first gets the answer instead of "100 Continue"
+    body = bytearray()
+    chunks = request.stream()
+    async for chunk in chunks:
+        body += chunk
+        if too_large or len(body) > MAX_BODY:
+            await _drain(request)
+            raise _too_large()
+    return bytes(body)
+
+
+async def _drain(request: Request) -> None:
+    """Read on for a while: closing on unread bytes resets the connection, and the reset can overtake
+    the answer."""
+    left = _DRAIN_BYTES
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            while left > 0:
+                message = await request.receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        pass
+
+
+def _too_large() -> Exception:
+    return refused("too_large", f"a body has {MAX_BODY} bytes at most")
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity, which Python's json would take
+
+
+def client_address(request: Request, proxies: Sequence[IPv4Network | IPv6Network]) -> str:
+    """The peer; or, behind configured proxies, the last of `X-Forwarded-For` that none of them stands
+    for: what is left of it anybody can write."""
+    address = request.client.host if request.client is not None else ""
+    forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
+    hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+    try:
+        while _trusted(address, proxies) and hops:
+            address = _plain(hops.pop())
+    except ValueError:  # a hop that is no address: whoever sent it is as far as we can see
+        pass
+    return address
+
+
+def _trusted(address: str, proxies: Sequence[IPv4Network | IPv6Network]) -> bool:
+    return bool(proxies) and any(ip_address(_plain(address)) in network for network in proxies)
+
+
+def _plain(address: str) -> str:
+    """One spelling an address; an IPv4 address stays one on a socket for both."""
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(parsed)

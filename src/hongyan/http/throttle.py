@@ -1,0 +1,48 @@
+"""So many a minute for each key, in bounded memory. Times in seconds of a monotonic clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+
+_MINUTE_S = 60.0
+
+
+class Throttle:
+    """GCRA: `limit` at once, then one every `60 / limit` seconds.
+
+    At most `max_keys` keys are held. Past that those nearest to being forgiven go first, so filling the
+    table with fresh keys does not free one that is at its limit.
+    """
+
+    def __init__(
+        self, limit: int, max_keys: int = 50_000, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._step = _MINUTE_S / limit
+        self._max_keys = max_keys
+        self._monotonic = monotonic
+        self._forgiven_at: dict[Hashable, float] = {}
+
+    def take(self, key: Hashable) -> float:
+        """Count one: 0.0; or the seconds until one would be allowed, and nothing is counted."""
+        now = self._monotonic()
+        at = max(self._forgiven_at.get(key, now), now) + self._step
+        wait = at - now - _MINUTE_S
+        if wait > 1e-9:
+            return wait
+        self._forgiven_at[key] = at
+        if len(self._forgiven_at) > self._max_keys:
+            self._shrink(now)
+        return 0.0
+
+    def give_back(self, key: Hashable) -> None:
+        """Undo one `take`."""
+        if key in self._forgiven_at:
+            self._forgiven_at[key] -= self._step
+
+    def __len__(self) -> int:
+        return len(self._forgiven_at)
+
+    def _shrink(self, now: float) -> None:
+        live = sorted((item for item in self._forgiven_at.items() if item[1] > now), key=lambda item: item[1])
+        self._forgiven_at = dict(live[-(self._max_keys // 2) :])
