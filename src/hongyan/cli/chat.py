@@ -42,8 +42,13 @@ def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 @click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True)
 @click.option("--http-url", default="http://127.0.0.1:8081", show_default=True, help="For a password login.")
 @click.option("--device", default=None, help="Device id [default: a name kept for this user and server].")
-@click.option("--data-dir", type=click.Path(path_type=Path), default=Path("hongyan-data"), show_default=True,
-              help="The server's directory; where it is, no token is needed.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=Path("hongyan-data"),
+    show_default=True,
+    help="The server's directory; where it is, no token is needed.",
+)
 @click.option("--token", envvar="HONGYAN_TOKEN", show_envvar=True, help="A JWT for this user.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for messages, acks and errors.")
 @click.option("--listen", is_flag=True, help="Stay after the end of standard input, until interrupted.")
@@ -64,7 +69,9 @@ def chat(
       hongyan chat --user bob --count 1 --json < /dev/null
     """
     if device is not None and not is_id(device):
-        raise click.BadParameter(f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device")
+        raise click.BadParameter(
+            f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
+        )
     interactive = sys.stdin.isatty() and not as_json
     try:
         provider = _token(user, token, data_dir, http_url)

@@ -207,7 +207,9 @@ class Prompt:
     def _show(self, message: Message, colour: str = "") -> None:
         at = time.strftime("%H:%M", time.localtime(message.timestamp / 1000))
         place = "" if message.conversation == f"@{message.sender}" else f" {message.conversation}"
-        text = shown(message.content) if message.content_type == "text" else f"[{shown(message.content_type)}]"
+        text = (
+            shown(message.content) if message.content_type == "text" else f"[{shown(message.content_type)}]"
+        )
         self._say(f"{self._paint(at, DIM)} {self._paint(message.sender + place, BOLD)}: {text}", colour)
 
     def _say(self, text: str, colour: str = "") -> None:

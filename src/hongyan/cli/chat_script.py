@@ -70,7 +70,7 @@ class Script:
         except asyncio.CancelledError:  # Ctrl-C: leaving is no failure unless something was left behind
             return 1 if self._failed or self._client.unacknowledged else 0
         except BrokenPipeError:
-            sys.stdout = None  # type: ignore[assignment]  # nobody reads; do not complain at exit either
+            sys.stdout = None  # nobody reads; do not complain at exit either
             return 1
         return 1 if self._failed else 0
 
