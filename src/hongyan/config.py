@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +39,10 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _network(value: object) -> object:
+    return ip_network(value, strict=False) if isinstance(value, str) else value
+
+
 def _path(value: object) -> object:
     if isinstance(value, str):
         if "-----BEGIN" in value:
@@ -55,6 +59,7 @@ Port = Annotated[Int, Field(ge=0, le=65535)]
 Count = Annotated[Int, Field(ge=0)]
 Positive = Annotated[Int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 File = Annotated[Path, BeforeValidator(_path)]
 
 
@@ -97,7 +102,7 @@ class Settings(BaseSettings):
     max_presence_subscriptions: Count = 1000
     presence: Literal["all", "contacts", "off"] = "all"
     presence_offline_delay_ms: Count = 5000
-    trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split)] = []
+    trusted_proxies: Annotated[list[Network], NoDecode, BeforeValidator(_split)] = []
 
     dedup_window_ms: Count = 300_000
     dedup_window_messages: Positive = 200_000

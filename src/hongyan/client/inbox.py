@@ -112,7 +112,7 @@ class Inbox:
         if conv.received is None and not self._settled:
             conv.first = seq if conv.first is None else min(conv.first, seq)
         elif conv.received is None:
-            conv.received = conv.taken = seq - 1
+            conv.received = conv.taken = conv.acked = seq - 1
             self._settle(conv)
             if conv.received >= seq:
                 return
@@ -240,7 +240,7 @@ class Inbox:
         """An item of sync or history. Nothing below it is this device's: a jump is no hole here."""
         conv, seq = self._conversation(message.conversation), message.seq
         if conv.received is None:
-            conv.received = conv.taken = seq - 1
+            conv.received = conv.taken = conv.acked = seq - 1
         elif seq <= conv.received:
             return
         conv.high = max(conv.high, seq)
@@ -269,7 +269,7 @@ class Inbox:
     def _settle(self, conv: Conversation) -> None:
         """After a complete sync the first live seq of a conversation it did not name tells the base."""
         if conv.received is None and conv.first is not None:
-            conv.received = conv.taken = conv.first - 1
+            conv.received = conv.taken = conv.acked = conv.first - 1
         self._advance(conv)
 
     def _skip_to(self, conv: Conversation, base: int) -> None:

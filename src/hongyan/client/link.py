@@ -96,7 +96,7 @@ class Link:
         for call in list(self.calls.values()):
             if call.repeatable:
                 call.written = False
-            elif call.written:
+            elif call.written or call.type == "presence":  # a renewed subscription is renewed again
                 self._refuse(call, ConnectionLost(f"{call.type}: the connection was lost before the answer"))
 
     def fail(self, error: Closed) -> None:
