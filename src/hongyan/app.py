@@ -148,6 +148,10 @@ def _metrics_text(
         counters.journal_first_offset = journal.first
         counters.journal_last_offset = journal.last
         counters.store_offset = store.offset
+        counters.store_pending_bytes = store.pending_bytes
+        counters.store_flushes = store.flushes
+        counters.store_flushed_rows = store.flushed_rows
+        counters.store_flush_failures = store.flush_failures
         counters.admitted_bytes = engine.pending_bytes
         return exposition(counters)
 

@@ -10,12 +10,14 @@ from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
-from hongyan.errors import refused
+from hongyan.errors import WireError, refused
+from hongyan.http.problem import UnreadBody
 
 MAX_BODY = 16 * 1024
 BODY_TIMEOUT_S = 10.0
 _DRAIN_BYTES = 1024 * 1024
 _DRAIN_S = 2.0
+_TOO_LARGE = WireError("too_large", f"a body has {MAX_BODY} bytes at most")
 
 
 async def json_object(request: Request, timeout_s: float = BODY_TIMEOUT_S) -> dict[str, Any]:
@@ -24,7 +26,8 @@ async def json_object(request: Request, timeout_s: float = BODY_TIMEOUT_S) -> di
         async with asyncio.timeout(timeout_s):
             body = await _read(request)
     except TimeoutError:
-        raise refused("malformed", f"the body did not arrive within {timeout_s:g} s") from None
+        text = f"the body did not arrive within {timeout_s:g} s"
+        raise UnreadBody(WireError("malformed", text)) from None
     except ClientDisconnect:
         raise refused("malformed", "the body broke off") from None
     try:
@@ -37,17 +40,22 @@ async def json_object(request: Request, timeout_s: float = BODY_TIMEOUT_S) -> di
 
 
 async def _read(request: Request) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    too_large = int(declared) > MAX_BODY if declared.isascii() and declared.isdigit() else False
+    declared = request.headers.get("content-length", "")
+    too_large = declared.isascii() and declared.isdigit() and int(declared) > MAX_BODY
     if too_large and "expect" in request.headers:
-        raise _too_large()  # who asks first gets the answer instead of "100 Continue"
+        raise UnreadBody(_TOO_LARGE)  # who asks first gets the answer instead of "100 Continue"
     body = bytearray()
-    chunks = request.stream()
-    async for chunk in chunks:
-        body += chunk
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
         if too_large or len(body) > MAX_BODY:
-            await _drain(request)
-            raise _too_large()
+            if more:
+                await _drain(request)
+            raise UnreadBody(_TOO_LARGE)
     return bytes(body)
 
 
@@ -60,14 +68,10 @@ async def _drain(request: Request) -> None:
             while left > 0:
                 message = await request.receive()
                 left -= len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
+                if not message.get("more_body", False):
                     return
     except TimeoutError:
         pass
-
-
-def _too_large() -> Exception:
-    return refused("too_large", f"a body has {MAX_BODY} bytes at most")
 
 
 def _no_json(name: str) -> NoReturn:

@@ -24,6 +24,10 @@ _STATUS = {
 _INTERNAL = WireError("internal", "the server failed; try again")
 
 
+class UnreadBody(Refused):
+    """Refused with a body that was not read to its end: no other request can follow on the connection."""
+
+
 def problem(error: WireError) -> Response:
     """The answer that says `error`."""
     status = _STATUS.get(error.code, 400)
@@ -53,7 +57,10 @@ def answering(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except Refused as refusal:
-            return problem(refusal.error)
+            response = problem(refusal.error)
+            if isinstance(refusal, UnreadBody):
+                response.headers["Connection"] = "close"
+            return response
         except Exception:
             log.exception("a request failed", path=request.url.path)
             return problem(_INTERNAL)
