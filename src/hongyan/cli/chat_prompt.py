@@ -129,6 +129,9 @@ class Prompt:
         if action is None:
             self._say(f"no such command: /{name}; /help shows them", RED)
             return
+        if name not in ("to", "help") and not self._client.connected:
+            self._say(f"/{name} needs the server, and there is no connection just now", RED)
+            return
         try:
             await action(words)
         except Closed:
