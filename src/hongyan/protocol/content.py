@@ -19,9 +19,8 @@ FIELD = "data.content"
 
 # Where none of these occurs there is no surrogate, no exponent and no long number to look at.
 _SUSPICIOUS = re.compile(rb"\\u[dD][89a-fA-F]|[0-9][eE]|[0-9.]{%d}" % (MAX_DIGITS + 1))
-_NUMBER_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+\-]*')
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_NUMBER_OR_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9][0-9.eE+\-]*')
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
 
 
 def _invalid(text: str) -> Refused:

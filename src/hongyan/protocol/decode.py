@@ -13,8 +13,9 @@ from typing import Any, Never
 import msgspec
 
 from hongyan.errors import Refused, WireError
-from hongyan.protocol.content import FIELD, MAX_DEPTH, check_json, depth, from_msgpack
-from hongyan.protocol.msgpack_scan import entries
+from hongyan.protocol import json_scan, msgpack_scan
+from hongyan.protocol.content import FIELD, check_json, from_msgpack
+from hongyan.protocol.json_scan import shallow
 from hongyan.protocol.requests import (
     CHECKS,
     MAX_MESSAGE_ID,
@@ -32,10 +33,7 @@ _any_msgpack = msgspec.msgpack.Decoder(ext_hook=lambda code, data: None)
 
 _PATH = re.compile(r"at `(?:key in )?\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_TOO_DEEP = WireError("invalid_field", f"content is nested deeper than {MAX_DEPTH}", FIELD)
-_SURROGATE_FOUND = WireError("invalid_field", "content holds a lone surrogate", FIELD)
 _KEEP = 70  # levels of JSON that a diagnosis looks at
 
 
@@ -73,6 +71,9 @@ def _checked(request: Request, check: Any) -> Request:
             verify(request.data)  # type: ignore[attr-defined]
     except Refused as refusal:
         raise BadRequest(refusal.error, request.message_id, _kind(request)) from None
+    except (msgspec.DecodeError, TypeError):  # well-formed, but a map as a key or an impossible timestamp
+        error = WireError("invalid_field", "content holds what JSON has not", FIELD)
+        raise BadRequest(error, request.message_id, _kind(request)) from None
     return request
 
 
@@ -81,42 +82,37 @@ def _kind(request: Request) -> str:
 
 
 def diagnose_json(payload: bytes) -> Request:
-    """Name what is wrong with a JSON payload; a request after all where only its integers were huge."""
+    """Name what is wrong with a JSON payload; a request after all where nothing that is read is wrong."""
     text = payload.decode()
-    shallow = _shallow(text)
     try:
-        value = json.loads(shallow, parse_constant=_no_constant, parse_int=_bounded_int)
+        value = json.loads(shallow(text, _KEEP), parse_constant=_no_constant, parse_int=_bounded_int)
     except (ValueError, RecursionError):
         _malformed("not JSON", None)
-    if isinstance(value, dict) and value.get("type") == "send_message":
-        ref, data = _ref(value), value.get("data")
-        if ref is not None and isinstance(data, dict) and "content" in data:
-            if len(shallow) != len(text) and depth(payload) > MAX_DEPTH + 2:
-                raise BadRequest(_TOO_DEEP, ref, "send_message")
-            if _has_surrogate(data["content"]):
-                raise BadRequest(_SURROGATE_FOUND, ref, "send_message")
-    return _diagnose(value)
+    content = None
+    data = value.get("data") if isinstance(value, dict) and value.get("type") == "send_message" else None
+    if isinstance(data, dict):
+        content = json_scan.entries(json_scan.entries(text)["data"]).get("content")
+    return _diagnose(value, None if content is None else content.encode(), check_json)
 
 
 def diagnose_msgpack(payload: bytes) -> Request:
     """The same for MessagePack."""
-    try:
-        return _diagnose(_any_msgpack.decode(payload))
-    except RecursionError:
-        top = entries(payload)
-        ref = top.get("message_id")
-        data = entries(top["data"]) if "data" in top else {}
-        name = _ref({"message_id": _quiet(ref)}) if ref is not None else None
-        if name is not None and "content" in data:
-            raise BadRequest(
-                WireError("invalid_field", f"nested deeper than {MAX_DEPTH}", FIELD), name
-            ) from None
-        _malformed("nested too deeply", name)
-    except (msgspec.DecodeError, UnicodeError, ValueError, TypeError):
+    if not msgpack_scan.is_valid(payload):
         _malformed("not MessagePack", None)
+    raw = msgpack_scan.entries(payload)
+    if raw is None:
+        _malformed("not an object", None)
+    value = {name: _quiet(each) for name, each in raw.items()}
+    content = None
+    inner = msgpack_scan.entries(raw["data"]) if "data" in raw else None
+    if inner is not None:
+        content = inner.get("content")
+        value["data"] = {name: _quiet(each) for name, each in inner.items()}
+    return _diagnose(value, content, None)
 
 
-def _diagnose(value: Any) -> Request:
+def _diagnose(value: Any, content: bytes | None, check: Any) -> Request:
+    """`content`: the raw bytes of a send's content, None where it has none."""
     if not isinstance(value, dict):
         _malformed("not an object", None)
     ref = _ref(value)
@@ -131,24 +127,23 @@ def _diagnose(value: Any) -> Request:
         text = f"unknown type {kind[:64]!r}".encode("ascii", "replace").decode()
         raise BadRequest(WireError("unknown_type", text), ref, kind)
     if "message_id" in value and ref is None:
-        raise BadRequest(
-            WireError(
-                "invalid_field", f"a message_id is a string of 1 to {MAX_MESSAGE_ID} characters", "message_id"
-            ),
-            None,
-            kind,
-        )
-    data = {name: each for name, each in data.items() if isinstance(name, str)}
-    if kind == "send_message" and "content" in data:
-        data["content"] = msgspec.Raw(b"null")
-    fields = {"type": kind, "data": _clamped(data)} | ({"message_id": ref} if ref is not None else {})
+        text = f"a message_id is a string of 1 to {MAX_MESSAGE_ID} characters"
+        raise BadRequest(WireError("invalid_field", text, "message_id"), None, kind)
+    data = _clamped(data)
+    if kind == "send_message" and content is not None:
+        data["content"] = msgspec.Raw(content)
+    fields = {"type": kind, "data": data} | ({"message_id": ref} if ref is not None else {})
     try:
         request: Request = msgspec.convert(fields, wanted)
     except msgspec.ValidationError as error:
         raise BadRequest(_field_error(str(error)), ref, kind) from None
-    if isinstance(request, SendMessage):  # its fields are right, so something that nobody reads is not
-        _malformed("not JSON as RFC 8259 has it", ref)
-    return _checked(request, None)
+    given = request.data  # type: ignore[attr-defined]
+    for name in given.__struct_fields__:
+        each = getattr(given, name)
+        if isinstance(each, str) and _SURROGATE.search(each):  # could be neither stored nor sent
+            wrong = WireError("invalid_field", "a lone surrogate is no character", f"data.{name}")
+            raise BadRequest(wrong, ref, kind)
+    return _checked(request, check)
 
 
 def _field_error(text: str) -> WireError:
@@ -187,34 +182,8 @@ def _bounded_int(digits: str) -> int:
     return int(digits[:200])  # 5,000 digits would cost, and mean no more
 
 
-def _has_surrogate(value: Any) -> bool:
-    if isinstance(value, str):
-        return _SURROGATE.search(value) is not None
-    if isinstance(value, dict):
-        return any(_has_surrogate(each) for pair in value.items() for each in pair)
-    return isinstance(value, list) and any(map(_has_surrogate, value))
-
-
 def _quiet(raw: bytes) -> Any:
     try:
-        return msgspec.msgpack.decode(raw)
+        return _any_msgpack.decode(raw)
     except Exception:
         return None
-
-
-def _shallow(text: str) -> str:
-    """`text` with arrays and objects deeper than `_KEEP` replaced by null. Iterative, for any input."""
-    pieces: list[str] = []
-    level = cut = kept = 0
-    for token in _TOKEN.finditer(text):
-        mark = token[0]
-        if mark in "[{":
-            level += 1
-            if level == _KEEP + 1:
-                cut = token.start()
-        elif mark in "]}":
-            if level == _KEEP + 1:
-                pieces += (text[kept:cut], "null")
-                kept = token.end()
-            level -= 1
-    return "".join([*pieces, text[kept:]])

@@ -47,20 +47,37 @@ def _skip(raw: bytes, at: int) -> int:
     return at
 
 
-def entries(raw: bytes) -> dict[str, bytes]:
-    """Key -> the bytes of its value, for a map with string keys; {} for anything else or damaged."""
-    found: dict[str, bytes] = {}
+def is_valid(raw: bytes) -> bool:
+    """True for exactly one MessagePack value, its strings UTF-8, however deep and whatever its keys are."""
+    at, left = 0, 1
     try:
-        at, count = _step(raw, 0)
-        if not (0x80 <= raw[0] < 0x90 or raw[0] in (0xDE, 0xDF)):
-            return {}
-        for _ in range(count // 2):
-            value = _skip(raw, at)
-            end = _skip(raw, value)
-            key = msgspec.msgpack.decode(raw[at:value])
-            if isinstance(key, str):
-                found[key] = raw[value:end]
-            at = end
-    except (IndexError, KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
+        while left:
+            after, nested = _step(raw, at)
+            if after > len(raw):
+                return False
+            lead = raw[at]
+            if 0xA0 <= lead < 0xC0:
+                raw[at + 1 : after].decode()
+            elif 0xD9 <= lead <= 0xDB:
+                raw[at + 1 + _SIZED[lead][0] : after].decode()
+            at, left = after, left + nested - 1
+    except (IndexError, KeyError, UnicodeDecodeError):
+        return False
+    return at == len(raw)
+
+
+def entries(raw: bytes) -> dict[str, bytes] | None:
+    """Key -> the bytes of its value, of the entries with string keys; None for what is no map.
+
+    `raw` is valid (`is_valid`)."""
+    if not (0x80 <= raw[0] < 0x90 or raw[0] in (0xDE, 0xDF)):
+        return None
+    found: dict[str, bytes] = {}
+    at, count = _step(raw, 0)
+    for _ in range(count // 2):
+        value = _skip(raw, at)
+        end = _skip(raw, value)
+        if 0xA0 <= raw[at] < 0xC0 or 0xD9 <= raw[at] <= 0xDB:
+            found[msgspec.msgpack.decode(raw[at:value])] = raw[value:end]
+        at = end
     return found

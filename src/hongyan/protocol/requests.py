@@ -26,8 +26,10 @@ ContentType = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+/\-]{1,64}\Z")]
 # On the wire `content` is kept unparsed; `decode` puts the checked JSON bytes in its place.
 if TYPE_CHECKING:
     Content = bytes
+    OptionalMessageId = str | None
 else:
     Content = Raw
+    OptionalMessageId = MessageId  # left out it is None, but a null on the wire is no message_id
 
 
 class BadRequest(Exception):
@@ -43,7 +45,7 @@ class BadRequest(Exception):
 class LoginData(msgspec.Struct):
     token: str
     device_id: str
-    platform: str = ""
+    platform: Annotated[str, Meta(min_length=1)] = ""  # left out; an empty one is refused
 
 
 class SendData(msgspec.Struct):
@@ -100,7 +102,7 @@ class PresenceData(msgspec.Struct):
 
 
 class Request(msgspec.Struct, tag_field="type"):
-    message_id: MessageId | None = None
+    message_id: OptionalMessageId = None
 
 
 class Empty(msgspec.Struct):
@@ -188,7 +190,8 @@ def _send(data: SendData) -> None:
 def _ack(data: AckData) -> None:
     _need(len(data.acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
     if data.seq is not None:
-        data.acks[data.conversation] = data.seq
+        _need(bool(data.conversation), "data.conversation", "conversation is missing")
+        data.acks[data.conversation] = max(data.seq, data.acks.get(data.conversation, 0))
     else:
         _need(bool(data.acks) or not data.conversation, "data.seq", "seq is missing")
     data.acks = _positions(data.acks)
