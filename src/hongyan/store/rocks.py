@@ -4,12 +4,18 @@ A write holds the GIL (40 MB froze every thread for 60 ms), so one is about 1 MB
 with the loop's other work in between; it takes whole batches in offset order together with the offset,
 so what is on disk is always the state at one offset. Nothing is fsynced but in `sync`, in a thread
 (`flush_wal` releases the GIL): what a crash cuts off, the journal replays.
+
+Reads are synchronous: `get` holds the GIL too (two threads take twice as long as one), for 1.6 µs from its
+cache and 0.5 µs where the bloom filters know of no such key, so a thread would cost more than it frees
+(`scripts/benchmark/store.py`). After a full disk RocksDB takes writes again by itself, some 5 s
+after as much as a write buffer (32 MiB) is free.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +57,7 @@ _decode_membership = msgspec.msgpack.Decoder(Membership).decode
 _decode_user = msgspec.msgpack.Decoder(User).decode
 _decode_sent = msgspec.msgpack.Decoder(Sent).decode
 _MISSING: Any = object()
+_MAX_SEQ = 2**63
 
 
 class RocksStore:
@@ -77,6 +84,8 @@ class RocksStore:
         self._write_options.no_slowdown = True
         self._timer: asyncio.Handle | None = None
         self._hurrying = False
+        self._fsync: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._failures = 0
         self.flushes = 0
         self.flushed_rows = 0
@@ -88,6 +97,9 @@ class RocksStore:
         tail_bytes: int = 64 << 20, flush_interval_ms: int = 200, fatal: Callable[[BaseException], None],
     ) -> RocksStore:  # fmt: skip
         """Open or create; blocks. `identity` is the journal's. Raises DataDirectoryError."""
+        if not (path / "CURRENT").exists() and any(path.glob("*.sst")):
+            # RocksDB would take it for a new store and delete the tables as left over
+            raise DataDirectoryError(f"the store {path} is damaged: it has tables but no file CURRENT")
         try:
             db = Rdict(str(path), _options(), access_type=AccessType.read_write())
         except Exception as error:
@@ -186,23 +198,27 @@ class RocksStore:
 
     async def sync(self) -> int:
         target = self.offset
-        while self.on_disk < target:
+        while self.on_disk < target and self._db is not None:
             await asyncio.sleep(0 if self._write_slice() else _RETRY_S[0])
         if self._db is None or self._synced == self.on_disk:
             return self._synced
         safe = self.on_disk
+        self._fsync = asyncio.ensure_future(asyncio.to_thread(self._db.flush_wal, True))
         try:
-            await asyncio.to_thread(self._db.flush_wal, True)
+            await asyncio.shield(self._fsync)
         except Exception as error:
             if not any(word in str(error).lower() for word in _PASSING):
                 self._fatal(error)
             return self._synced
-        self._synced = safe
-        return safe
+        self._synced = max(self._synced, safe)
+        return self._synced
 
     async def close(self) -> None:
-        if self._db is None:
-            return
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         try:
             async with asyncio.timeout(5):  # a full disk must not keep the process: the journal has it all
                 await self.sync()
@@ -211,7 +227,14 @@ class RocksStore:
         if self._timer is not None:
             self._timer.cancel()
         db, self._db = self._db, None
-        await asyncio.to_thread(db.close)
+        assert db is not None
+        if self._fsync is not None:  # rocksdict refuses to close while another thread is in a call
+            await asyncio.wait([self._fsync])
+        try:
+            await asyncio.to_thread(db.close)
+        except Exception as error:
+            if not self._failures:  # else: the log of writes is as broken as the disk was full
+                self._fatal(error)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -284,15 +307,21 @@ class RocksStore:
     def messages(
         self, conversation: str, low: int, high: int, limit: int, newest: bool = False
     ) -> list[Message]:
+        high = min(high, _MAX_SEQ)
         tail = self._tail.messages.get(conversation, ())
         border = tail[0].seq if tail else high + 1  # what is below is on disk
         if not newest:
             found = (
                 list(self._stored(conversation, low, min(high, border - 1), limit)) if low < border else []
             )
-            fresh = (message for message in tail if low <= message.seq <= high)
-            return _bounded([*found, *fresh] if len(found) < limit else found, limit)
-        recent = [message for message in reversed(tail) if low <= message.seq <= high]
+            if len(found) < limit and high >= border:
+                start = max(low - border, 0)
+                found += islice(tail, start, min(high - border + 1, start + limit - len(found)))
+            return _bounded(found, limit)
+        recent: list[Message] = []
+        if high >= border:
+            stop = min(high - border + 1, len(tail))
+            recent = list(islice(tail, max(low - border, stop - limit, 0), stop))[::-1]
         if len(recent) < limit and low < border:
             recent += self._stored(conversation, low, min(high, border - 1), limit - len(recent), newest=True)
         return _bounded(recent, limit)[::-1]
@@ -421,6 +450,7 @@ def _options() -> Options:
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
     table.set_block_cache(BlockCache(64 << 20))
-    table.set_cache_index_and_filter_blocks(True)
+    table.set_cache_index_and_filter_blocks(True)  # bounded memory, however many tables
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     options.set_block_based_table_factory(table)
     return options

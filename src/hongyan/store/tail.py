@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final, TypeVar
 
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
 
+K = TypeVar("K")
+V = TypeVar("V")
+_MISSING: Final = object()
 _MESSAGE_OVERHEAD = 500  # of a message beside its content: Struct, strings, places in the dicts
 
 
@@ -14,24 +18,30 @@ class Tail:
     older row down never hides a newer one."""
 
     def __init__(self) -> None:
-        self.batches: deque[tuple[int, Changes]] = deque()
+        self.batches: deque[tuple[int, Changes, int, int]] = deque()  # offset, changes, rows, bytes
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.memberships: dict[str, dict[str, Membership | None]] = {}
         self.members: dict[str, dict[int, str | None]] = {}
         self.messages: dict[str, deque[Message]] = {}
         self.sent: dict[tuple[str, str, str], Sent] = {}
+        # The newest deletion of a row, by offset: None is one object for all of them
+        self._left: dict[tuple[str, str], int] = {}
+        self._freed: dict[tuple[str, int], int] = {}
         self.pending_rows = 0
         self.pending_bytes = 0
 
     def add(self, offset: int, changes: Changes) -> None:
-        self.batches.append((offset, changes))
         self.conversations.update(changes.conversations)
         self.users.update(changes.users)
         for (user, key), row in changes.memberships.items():
             self.memberships.setdefault(user, {})[key] = row
+            if row is None:
+                self._left[user, key] = offset
         for (group, position), member in changes.members.items():
             self.members.setdefault(group, {})[position] = member
+            if member is None:
+                self._freed[group, position] = offset
         messages = self.messages
         for message in changes.messages:
             kept = messages.get(message.conversation)
@@ -40,14 +50,14 @@ class Tail:
             kept.append(message)
         self.sent.update(changes.sent)
         rows, size = _weight(changes)
+        self.batches.append((offset, changes, rows, size))
         self.pending_rows += rows
         self.pending_bytes += size
 
     def head(self, max_rows: int, max_bytes: int) -> tuple[int, int, Changes]:
         """(batches, last offset, merged changes) of the oldest batches: one at least, within the bounds."""
         count = rows = size = 0
-        for offset, changes in self.batches:
-            more_rows, more_size = _weight(changes)
+        for offset, _, more_rows, more_size in self.batches:
             if count and (rows + more_rows > max_rows or size + more_size > max_bytes):
                 break
             count, rows, size, last = count + 1, rows + more_rows, size + more_size, offset
@@ -67,7 +77,7 @@ class Tail:
     def drop(self, count: int, written: Changes) -> None:
         """Forget the oldest `count` batches, whose rows, merged, are `written`."""
         for _ in range(count):
-            rows, size = _weight(self.batches.popleft()[1])
+            last, _, rows, size = self.batches.popleft()
             self.pending_rows -= rows
             self.pending_bytes -= size
         for key, conversation in written.conversations.items():
@@ -84,22 +94,30 @@ class Tail:
         for at, sent in written.sent.items():
             if self.sent.get(at) is sent:
                 del self.sent[at]
-        if not self.batches:  # None is one object for all deletions, so these go when nothing newer can be
-            self.memberships.clear()
-            self.members.clear()
-            return
-        for (user, key), membership in written.memberships.items():
-            rows_of = self.memberships.get(user)
-            if rows_of is not None and membership is not None and rows_of.get(key) is membership:
-                del rows_of[key]
-                if not rows_of:
-                    del self.memberships[user]
-        for (group, position), member in written.members.items():
-            places = self.members.get(group)
-            if places is not None and member is not None and places.get(position) is member:
-                del places[position]
-                if not places:
-                    del self.members[group]
+        for of, membership in written.memberships.items():
+            _forget(self.memberships, of, membership, self._left, last)
+        for place, member in written.members.items():
+            _forget(self.members, place, member, self._freed, last)
+
+
+def _forget(
+    kept: dict[str, dict[K, V | None]],
+    at: tuple[str, K],
+    row: V | None,
+    deleted: dict[tuple[str, K], int],
+    last: int,
+) -> None:
+    """Drop `row` of a write that ended at `last` from `kept`, unless a newer one has its place."""
+    if row is None and at in deleted:
+        if deleted[at] > last:
+            return  # deleted again since
+        del deleted[at]
+    owner, name = at
+    rows = kept.get(owner)
+    if rows is not None and rows.get(name, _MISSING) is row:
+        del rows[name]
+        if not rows:
+            del kept[owner]
 
 
 def _weight(changes: Changes) -> tuple[int, int]:
