@@ -19,43 +19,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from rocksdict import (
-    AccessType,
-    BlockBasedOptions,
-    DBCompressionType,
-    Options,
-    Rdict,
-    ReadOptions,
-    WriteBatch,
-    WriteOptions,
-)
-from rocksdict import (
-    Cache as BlockCache,
-)
+from rocksdict import AccessType, Rdict, ReadOptions, WriteBatch, WriteOptions
 
 from hongyan.errors import DataDirectoryError
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
 from hongyan.store import keys
 from hongyan.store.cache import Cache
+from hongyan.store.options import options
+from hongyan.store.rows import (
+    decode_conversation,
+    decode_membership,
+    decode_run,
+    decode_sent,
+    decode_user,
+    write_batch,
+)
 from hongyan.store.tail import Tail
 
 VERSION = b"1"
 WRITE_ROWS = 1_000
 WRITE_BYTES = 1 << 20
-RUN_BYTES = 64 * 1024  # one row of messages: reading one message decodes no more than this
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
 # A write that fails so is tried again; any other failure ends the process.
 _PASSING = ("no space", "incomplete", "stall", "busy", "try again", "shutdown in progress")
 
-_encode = msgspec.msgpack.Encoder().encode
-_Row = tuple[int, int, int, str, str, str, bytes]
-_decode_run = msgspec.msgpack.Decoder(list[_Row]).decode
-_decode_conversation = msgspec.msgpack.Decoder(Conversation).decode
-_decode_membership = msgspec.msgpack.Decoder(Membership).decode
-_decode_user = msgspec.msgpack.Decoder(User).decode
-_decode_sent = msgspec.msgpack.Decoder(Sent).decode
 _MISSING: Any = object()
 _MAX_SEQ = 2**63
 
@@ -101,7 +89,7 @@ class RocksStore:
             # RocksDB would take it for a new store and delete the tables as left over
             raise DataDirectoryError(f"the store {path} is damaged: it has tables but no file CURRENT")
         try:
-            db = Rdict(str(path), _options(), access_type=AccessType.read_write())
+            db = Rdict(str(path), options(), access_type=AccessType.read_write())
         except Exception as error:
             raise DataDirectoryError(f"the store {path} does not open: {error}") from None
         try:
@@ -178,7 +166,7 @@ class RocksStore:
         """Write the oldest batches down as one unit. False: refused for now, nothing was passed over."""
         assert self._db is not None
         count, offset, changes = self._tail.head(WRITE_ROWS, WRITE_BYTES)
-        batch = _rows(changes)
+        batch = write_batch(changes)
         batch.put(keys.OFFSET, keys.number(offset))
         rows = len(batch)
         try:
@@ -245,7 +233,7 @@ class RocksStore:
         row = self._tail.conversations.get(key)
         if row is None:
             raw = self._get(keys.conversation(key))
-            row = _decode_conversation(raw) if raw is not None else None
+            row = decode_conversation(raw) if raw is not None else None
         self._conversations.put(key, row)
         return row
 
@@ -256,7 +244,7 @@ class RocksStore:
         row = self._tail.users.get(user)
         if row is None:
             raw = self._get(keys.user(user))
-            row = _decode_user(raw) if raw is not None else None
+            row = decode_user(raw) if raw is not None else None
         self._users.put(user, row)
         return row
 
@@ -268,7 +256,7 @@ class RocksStore:
         row = self._tail.memberships.get(user, {}).get(conversation, _MISSING)
         if row is _MISSING:
             raw = self._get(keys.memberships(user) + conversation.encode())
-            row = _decode_membership(raw) if raw is not None else None
+            row = decode_membership(raw) if raw is not None else None
         self._memberships.put(at, row)
         return row
 
@@ -277,7 +265,7 @@ class RocksStore:
         if found is not None:
             return found
         raw = self._get(keys.sent(sender, conversation, key))
-        return _decode_sent(raw) if raw is not None else None
+        return decode_sent(raw) if raw is not None else None
 
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         prefix = keys.members(group)
@@ -289,7 +277,7 @@ class RocksStore:
         prefix = keys.memberships(user)
         rows = _scan(self._rows_from(prefix, after.encode() + b"\x00"), bytes.decode, limit,
                      self._tail.memberships.get(user, {}), after)  # fmt: skip
-        return [(key, _decode_membership(row) if isinstance(row, bytes) else row) for key, row in rows]
+        return [(key, decode_membership(row) if isinstance(row, bytes) else row) for key, row in rows]
 
     def _rows_from(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """(key without prefix, value) of the rows on disk, from `prefix` + `start` on."""
@@ -340,7 +328,7 @@ class RocksStore:
             rows.seek(prefix + keys.number(low))
         count = size = 0
         while rows.valid() and rows.key().startswith(prefix):
-            run = _decode_run(rows.value())
+            run = decode_run(rows.value())
             if (run[-1][0] < low) if newest else (run[0][0] > high):
                 return
             for row in reversed(run) if newest else run:
@@ -387,70 +375,3 @@ def _scan(
         if value is not None and at > after and (last is _MISSING or at < last):
             found[at] = value
     return sorted(found.items())[:limit]
-
-
-def _rows(changes: Changes) -> WriteBatch:
-    batch = WriteBatch(raw_mode=True)
-    put = batch.put
-    runs: dict[str, list[list[_Row]]] = {}
-    sizes: dict[str, int] = {}
-    for message in changes.messages:
-        name, size = message.conversation, len(message.content)
-        row = (
-            message.seq,
-            message.id,
-            message.at,
-            message.sender,
-            message.key,
-            message.content_type,
-            message.content,
-        )
-        of = runs.get(name)
-        if of is None:
-            runs[name], sizes[name] = [[row]], size
-        elif sizes[name] + size > RUN_BYTES:
-            of.append([row])
-            sizes[name] = size
-        else:
-            of[-1].append(row)
-            sizes[name] += size
-    for name, of in runs.items():
-        prefix = keys.messages(name)
-        for run in of:
-            put(prefix + keys.number(run[0][0]), _encode(run))
-    for at, sent in changes.sent.items():
-        put(keys.sent(*at), _encode(sent))
-    for key, conversation in changes.conversations.items():
-        put(keys.conversation(key), _encode(conversation))
-    for user, found in changes.users.items():
-        put(keys.user(user), _encode(found))
-    for (user, key), membership in changes.memberships.items():
-        if membership is None:
-            batch.delete(keys.memberships(user) + key.encode())
-        else:
-            put(keys.memberships(user) + key.encode(), _encode(membership))
-    for (group, position), member in changes.members.items():
-        if member is None:
-            batch.delete(keys.members(group) + keys.number(position))
-        else:
-            put(keys.members(group) + keys.number(position), member.encode())
-    return batch
-
-
-def _options() -> Options:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_write_buffer_size(32 << 20)
-    options.set_max_write_buffer_number(3)
-    options.set_max_total_wal_size(128 << 20)
-    options.set_max_open_files(2048)
-    options.set_keep_log_file_num(4)
-    options.set_max_log_file_size(4 << 20)
-    options.set_compression_type(DBCompressionType.lz4())
-    table = BlockBasedOptions()
-    table.set_bloom_filter(10, False)
-    table.set_block_cache(BlockCache(64 << 20))
-    table.set_cache_index_and_filter_blocks(True)  # bounded memory, however many tables
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
-    options.set_block_based_table_factory(table)
-    return options
