@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from hongyan.config import Settings
@@ -14,7 +14,6 @@ from hongyan.engine.reads import Reader
 from hongyan.engine.recovery import Recovered, recover
 from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.sessions import Session, Sessions
-from hongyan.engine.throttle import Throttle
 from hongyan.engine.window import Window
 from hongyan.errors import Refused, WireError, refused
 from hongyan.ids import Snowflake
@@ -25,6 +24,7 @@ from hongyan.protocol import records
 from hongyan.protocol.names import conversation_key
 from hongyan.protocol.outcomes import GroupChanged, Outcome, Rejected
 from hongyan.store.base import Store
+from hongyan.throttle import Throttle
 
 TICK_S = 0.1
 
@@ -66,8 +66,8 @@ class Engine:
             self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
             max_subscriptions=settings.max_presence_subscriptions,
         )  # fmt: skip
-        self._membership_changes = Throttle(settings.membership_changes_per_minute, 60_000)
-        self._group_creations = Throttle(settings.group_creations_per_hour, 3_600_000)
+        self._membership_changes = Throttle(settings.membership_changes_per_minute, monotonic=self._seconds)
+        self._group_creations = Throttle(settings.group_creations_per_hour, 3600, monotonic=self._seconds)
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life ------------------------------------------------------------------------------------
@@ -107,6 +107,9 @@ class Engine:
             self._tasks = []
             await self._cursors.flush(self._now_ms(), all_of_them=True)
         await self._committer.close()
+
+    def _seconds(self) -> float:
+        return self._monotonic_ms() / 1000
 
     async def _guard(self, work: Any) -> None:
         try:
@@ -207,11 +210,10 @@ class Engine:
         return found
 
     def logout(self, session: int) -> None:
-        for logging_in in self._logging_in.values():
-            if logging_in.pop(session, None) is not None:
-                return
         gone = self._sessions.get(session)
-        if gone is None:
+        if gone is None:  # at most one that is still logging in; only then is that table walked
+            for logging_in in self._logging_in.values():
+                logging_in.pop(session, None)
             return
         self._presence.forget(gone)
         self._sessions.remove(gone)
@@ -262,19 +264,19 @@ class Engine:
         now = self._now_ms()
         if group is not None and (of := self._store.conversation(group)) is not None and of.owner != user:
             raise refused("already_exists", "this group name is taken", "data.group")
-        self._group_creations.take(user, now, "groups created")
+        _count(self._group_creations, user, "groups created")
         id = self._snowflake.next()
         done = await self._change(
             records.CreateGroup(id, now, user, group or f"#g{id}", name, join, self._settings.max_groups)
         )
         return {
-            "group": done.group, "name": done.name, "join": done.join, "owner": f"{done.owner}",
+            "group": done.group, "name": done.name, "join": done.join, "owner": done.owner,
             "members": done.members, "seq": done.seq, "first_seq": done.first_seq,
         }  # fmt: skip
 
     async def join_group(self, session: int, group: str) -> dict[str, Any]:
         user, now = self._session(session).user, self._now_ms()
-        self._membership_changes.take((user, group), now, "joins and leaves")
+        _count(self._membership_changes, (user, group), "joins and leaves")
         limits = self._settings
         record = records.Join(
             self._snowflake.next(), now, user, group, limits.max_group_members, limits.max_groups
@@ -284,7 +286,7 @@ class Engine:
 
     async def leave_group(self, session: int, group: str) -> dict[str, Any]:
         user, now = self._session(session).user, self._now_ms()
-        self._membership_changes.take((user, group), now, "joins and leaves")
+        _count(self._membership_changes, (user, group), "joins and leaves")
         await self._change(records.Leave(self._snowflake.next(), now, user, group))
         return {"group": group}
 
@@ -317,6 +319,13 @@ class Engine:
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         return self._presence.ask(self._session(session), users, subscribe)
+
+
+def _count(throttle: Throttle, key: Hashable, what: str) -> None:
+    """Raise Refused `rate_limited` past the limit; a refusal does not count."""
+    wait = throttle.take(key)
+    if wait:
+        raise refused("rate_limited", f"too many {what}", retry_after_ms=int(wait * 1000) + 1)
 
 
 def _raise_rejected(outcome: Outcome) -> None:

@@ -16,10 +16,10 @@ from hongyan.errors import refused
 from hongyan.http.accounts import Accounts
 from hongyan.http.body import BODY_TIMEOUT_S, client_address, json_object
 from hongyan.http.problem import answering, on_http_exception
-from hongyan.http.throttle import Throttle
 from hongyan.metrics import CONTENT_TYPE, Counters
 from hongyan.passwords import Passwords, check_password
 from hongyan.protocol.names import is_id, is_reserved
+from hongyan.throttle import Throttle
 
 
 class AccountRoutes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hongyan.http.throttle import Throttle
+from hongyan.throttle import Throttle
 
 
 class Clock:
@@ -49,3 +49,11 @@ def test_a_flood_of_keys_neither_grows_nor_frees_who_is_at_the_limit(clock):
         throttle.take(number)
         assert len(throttle) <= 100
     assert throttle.take("victim") > 0
+
+
+def test_a_limit_of_nought_is_off_and_a_period_may_be_an_hour(clock):
+    off = Throttle(0, monotonic=clock)
+    assert {off.take("a") for _ in range(1000)} == {0.0}
+    hourly = Throttle(2, 3600, monotonic=clock)
+    assert [hourly.take("a"), hourly.take("a")] == [0.0, 0.0]
+    assert hourly.take("a") == pytest.approx(1800)
