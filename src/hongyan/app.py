@@ -82,7 +82,9 @@ async def _serve(settings: Settings) -> int:
             flush_interval_ms=settings.store_flush_interval_ms, fatal=_die,
         )  # fmt: skip
         stack.push_async_callback(store.close)
-        snowflake = _snowflake(settings, ClockMark(directory.mark_path))
+        mark = ClockMark(directory.mark_path)
+        stack.callback(mark.close)
+        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), reserve=mark.save)
         engine = Engine(
             settings,
             journal,
@@ -109,7 +111,7 @@ async def _serve(settings: Settings) -> int:
         ready = False
         http = HttpServer(
             settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
-            _metrics_text(counters, engine, gateway, journal, store),
+            _metrics_text(counters, engine, journal, store),
         )  # fmt: skip
         await http.start()
         stack.push_async_callback(http.stop)
@@ -127,10 +129,6 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
-def _snowflake(settings: Settings, mark: ClockMark) -> Snowflake:
-    return Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), reserve=mark.save)
-
-
 def _calm_collector() -> None:
     """The garbage collector walks every connection's objects at each full collection, which was the
     latency tail (p99 58 → 2 ms at 10,000 messages a second in the prototype): what exists at the start
@@ -142,7 +140,7 @@ def _calm_collector() -> None:
 
 
 def _metrics_text(
-    counters: Counters, engine: Engine, gateway: Gateway, journal: SqliteJournal, store: RocksStore
+    counters: Counters, engine: Engine, journal: SqliteJournal, store: RocksStore
 ) -> Callable[[], bytes]:
     def text() -> bytes:
         counters.journal_first_offset = journal.first

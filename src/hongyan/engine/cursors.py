@@ -7,6 +7,7 @@ acknowledgement costs no fsync of its own.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from hongyan.engine.sessions import Session
@@ -26,6 +27,8 @@ class CursorQueue:
         self._new_id = new_id
         self._dirty: dict[tuple[str, str], Session] = {}
         self._seen: dict[tuple[str, str], int] = {}
+        # One writer at a time: a session has one place for what is being written (`flying_acks`).
+        self._writing = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._dirty) + len(self._seen)
@@ -58,9 +61,15 @@ class CursorQueue:
 
     async def flush_user(self, user: str, devices: Iterable[str], now: int) -> None:
         """Write what the user's devices have gathered: a new device starts where the furthest stands."""
-        await self._write([key for device in devices if (key := (user, device)) in self._dirty], [], now)
+        await self._write([(user, device) for device in devices], [], now)
 
     async def _write(self, keys: list[tuple[str, str]], seen: list[tuple[str, str, int]], now: int) -> None:
+        async with self._writing:
+            await self._write_alone(keys, seen, now)
+
+    async def _write_alone(
+        self, keys: list[tuple[str, str]], seen: list[tuple[str, str, int]], now: int
+    ) -> None:
         while keys or seen:
             entries: list[tuple[str, str, str, int]] = []
             flying: list[Session] = []

@@ -173,7 +173,7 @@ class Reader:
         order.sort(reverse=True)
         items: list[ConversationItem] = []
         size = 0
-        for _, key in order[:limit]:
+        for at, key in order[:limit]:
             item = self._conversation_item(session, key)
             if item is None:
                 continue
@@ -181,7 +181,7 @@ class Reader:
             if size > PAGE_BYTES and items:
                 break
             items.append(item)
-            place_after = (_, key)
+            place_after = (at, key)
         else:
             if len(order) <= limit:
                 return ConversationsPage(items, False, None)
@@ -210,7 +210,10 @@ def _sync_position(session: Session, page: str) -> tuple[SyncState, int, int, in
         raise Refused(_STALE) from None
     if sync is None or name != sync.name or not 0 <= index < len(sync.starts):
         raise Refused(_STALE)
-    return sync, index, max(after, sync.starts[index][1]) if high >= 0 else -1, high
+    start = sync.starts[index][1]
+    if not (after == high == -1 or start <= after <= high < 2**63):  # -1: this conversation is not begun
+        raise Refused(_STALE)
+    return sync, index, after, high
 
 
 def _conversations_place(page: str) -> tuple[int, str]:

@@ -79,7 +79,7 @@ class User(msgspec.Struct, array_like=True, frozen=True):
 class Changes:
     """What one journal batch changes, as absolute rows; None deletes. Applied as one unit.
 
-    messages: new messages in fold order (the store derives the `Sent` row of each);
+    messages: new messages in fold order; sent: where each of them went, by (sender, conversation, key);
     conversations: by key; users: by id; memberships: by (user id, conversation key);
     members: by (group address, position) -> user id.
     """

@@ -237,6 +237,30 @@ async def test_a_new_session_inherits_unwritten_acks(world: World) -> None:
     assert (await world.engine.sync(9, 50, {}, None)).items == []
 
 
+async def test_acks_refused_while_more_are_written_are_kept(world: World) -> None:
+    world.send(2, "@alice", "k")
+    world.send(1, "@alice", "k")
+    await world.gateway.outcomes(2)
+    queue = world.engine._cursors
+    world.journal.gate.clear()
+    world.engine.ack(1, {"@bob": 1})
+    first = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    await asyncio.sleep(0)
+    world.engine.ack(1, {"@alice": 1})
+    second = asyncio.create_task(queue.flush_user("alice", ["a1"], world.clock.ms))
+    await asyncio.sleep(0)
+    assert (await world.engine.sync(1, 50, {}, None)).items == [], "both writes under way, nothing forgotten"
+    world.journal.failing = True
+    world.journal.gate.set()
+    await asyncio.gather(first, second)
+    assert (await world.engine.sync(1, 50, {}, None)).items == [], "a full disk forgets no acknowledgement"
+    world.journal.failing = False
+    await queue.flush(world.clock.ms, all_of_them=True)
+    number = world.store.users["alice"].devices["a1"].number
+    for key in ("alice|bob", "alice|alice"):
+        assert world.store.rows["alice", key].cursors == {number: 1}
+
+
 async def test_presence_waits_before_it_says_offline(world: World) -> None:
     states = world.engine.presence(1, ["@bob", "@nobody"], True)
     assert states == {"@bob": PresenceState(True, None), "@nobody": PresenceState(False, None)}

@@ -104,7 +104,21 @@ async def test_leaving_ends_a_conversation_inside_a_sync() -> None:
     assert [(item.conversation, item.message.seq) for item in rest.items] == [("@bob", 1)]
 
 
-@pytest.mark.parametrize("page", ["", "x", "1.0.0", "9.0.0.5", "1.99.0.5", "1.-1.0.5", "1.0.0.5.6"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "",
+        "x",
+        "1.0.0",
+        "9.0.0.5",
+        "1.99.0.5",
+        "1.-1.0.5",
+        "1.0.0.5.6",
+        "1.0.9.5",
+        "1.0.-2.5",
+        "1.0.0." + "9" * 30,
+    ],
+)
 async def test_a_foreign_page_is_refused_with_after_sync(page: str) -> None:
     world = World()
     world.fill("bob", AB, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -253,6 +254,4 @@ def test_a_replay_from_any_offset_comes_to_the_same(
 
 
 def _with_id(record: records.Record, id: int) -> records.Record:
-    import msgspec
-
     return msgspec.structs.replace(record, id=id)
