@@ -118,7 +118,7 @@ class Committer:
         self._task = None
 
     def expire(self) -> None:
-        """Answer the sends of a batch that the journal does not return (called by the engine's ticker)."""
+        """Answer the sends of a batch that the journal does not return (the engine calls it ten times a second)."""
         if self._flying and self._now_ms() - self._flying_at > ANSWER_MS:
             for queue in (self._flying, self._waiters):
                 late = [waiter for waiter in queue if isinstance(waiter, Origin)]

@@ -86,6 +86,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._guard(self._tick_forever()), name="engine-ticker"),
+            loop.create_task(self._guard(self._expire_forever()), name="engine-expiry"),
             loop.create_task(self._guard(self._checkpoint_forever()), name="engine-checkpoint"),
         ]
 
@@ -122,10 +123,15 @@ class Engine:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._committer.expire()
             if len(self._cursors):
                 await self._cursors.flush(self._now_ms())
             self._presence.tick(self._monotonic_ms())  # after the flush: "last seen" is written by now
+
+    async def _expire_forever(self) -> None:
+        """Apart from the ticker, whose cursors wait for the very disk that does not answer."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._committer.expire()
 
     async def _checkpoint_forever(self) -> None:
         """Make the store safe, then drop the journal's rows that neither it nor the window needs."""

@@ -182,6 +182,21 @@ async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: Wor
     assert isinstance(told.outcome, Duplicate), "it was kept after all, and is acknowledged once"
 
 
+async def test_a_send_is_answered_in_time_also_while_cursors_wait_for_the_disk(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.engine.ack(1, {"@bob": 1})
+    await world.journal.appending.wait()  # the ticker's cursors are stuck in the journal
+    world.send(1, "@bob", "late")
+    world.gateway.news.clear()
+    world.clock.ms += 9_500
+    async with asyncio.timeout(5):
+        await world.gateway.news.wait()
+    assert [(origin.ref, error.code) for origin, error in world.gateway.refused] == [("late", "unavailable")]
+
+
 async def test_a_full_tail_says_busy(world: World) -> None:
     world.store.full = True
     with pytest.raises(Refused) as refusal:
