@@ -146,6 +146,7 @@ def _metrics_text(
         counters.journal_first_offset = journal.first
         counters.journal_last_offset = journal.last
         counters.store_offset = store.offset
+        counters.store_pending_rows = store.pending_rows
         counters.store_pending_bytes = store.pending_bytes
         counters.store_flushes = store.flushes
         counters.store_flushed_rows = store.flushed_rows

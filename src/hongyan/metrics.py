@@ -15,7 +15,7 @@ _GAUGES = {
     "connections": "open WebSocket connections",
     "sessions": "logged-in connections",
     "admitted_bytes": "bytes admitted and not yet durable",
-    "store_pending_messages": "messages of the tail that are not written down",
+    "store_pending_rows": "rows of the tail that are not written down",
     "store_pending_bytes": "bytes of the tail that are not written down",
     "journal_first_offset": "oldest record kept in the journal",
     "journal_last_offset": "newest durable record",
@@ -29,8 +29,6 @@ _COUNTERS = {
     "acks_sent": "acknowledgements sent to senders",
     "pushes": "messages pushed to connections",
     "delivery_acks": "acknowledgements received from devices",
-    "bytes_in": "payload bytes received",
-    "bytes_out": "bytes written",
     "batches": "batches committed",
     "batch_records": "records committed",
     "journal_failures": "appends the journal refused",
@@ -56,7 +54,7 @@ _COUNTERS = {
 }
 _HISTOGRAMS = {
     "journal_append_seconds": "time to make a batch durable",
-    "ack_seconds": "time from a send's arrival to its acknowledgement",
+    "ack_seconds": "time from admitting a send to its acknowledgement, the oldest's for each batch",
     "loop_lag_seconds": "how late the event loop runs a timer",
 }
 # Seconds: from one fsync on a good disk to the ten within which every send is answered.
@@ -96,7 +94,7 @@ class Counters:
     connections: int = 0
     sessions: int = 0
     admitted_bytes: int = 0
-    store_pending_messages: int = 0
+    store_pending_rows: int = 0
     store_pending_bytes: int = 0
     journal_first_offset: int = 0
     journal_last_offset: int = 0
@@ -108,8 +106,6 @@ class Counters:
     acks_sent: int = 0
     pushes: int = 0
     delivery_acks: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
     batches: int = 0
     batch_records: int = 0
     journal_failures: int = 0

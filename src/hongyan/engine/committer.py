@@ -8,6 +8,7 @@ and the store has the batch.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from hongyan.engine.sequencer import Sequencer
@@ -145,6 +146,7 @@ class Committer:
         self._flying_at = self._now_ms()
         log_ms = max(self._flying_at, self.last_log_ms)
         counters = self._counters
+        began = time.perf_counter()
         try:
             entry = await self._journal.append(batch, log_ms)
         except Unavailable:
@@ -154,12 +156,16 @@ class Committer:
             self._refuse(waiters)
             return
         self.last_log_ms = log_ms
+        counters.journal_append_seconds.observe(time.perf_counter() - began)
         counters.batches += 1
         counters.batch_records += len(batch)
         outcomes = self.fold(entry)
         waiters, self._flying = self._flying, []
         self._pending_bytes -= weight
         self._tell(entry, outcomes, waiters)
+        sends = sum(type(waiter) is Origin for waiter in waiters)
+        if sends:
+            counters.ack_seconds.observe(max(0, self._now_ms() - batch[0].at) / 1000, sends)
 
     def fold(self, entry: Entry) -> list[Outcome]:
         """Fold a durable entry and give the store its rows (also the replay at start-up)."""

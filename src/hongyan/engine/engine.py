@@ -51,6 +51,7 @@ class Engine:
         self._now_ms = now_ms
         self._monotonic_ms = monotonic_ms
         self._fatal = fatal
+        self._counters = counters
         self._window = Window(settings.dedup_window_ms, settings.dedup_window_messages)
         self._sequencer = Sequencer(store, self._window)
         self._committer = Committer(
@@ -129,8 +130,11 @@ class Engine:
 
     async def _expire_forever(self) -> None:
         """Apart from the ticker, whose cursors wait for the very disk that does not answer."""
+        lag, loop = self._counters.loop_lag_seconds, asyncio.get_running_loop()
         while True:
+            due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
+            lag.observe(max(0.0, loop.time() - due))
             self._committer.expire()
 
     async def _checkpoint_forever(self) -> None:
@@ -270,7 +274,7 @@ class Engine:
         now = self._now_ms()
         if group is not None and (of := self._store.conversation(group)) is not None and of.owner != user:
             raise refused("already_exists", "this group name is taken", "data.group")
-        _count(self._group_creations, user, "groups created")
+        self._count("group_creations_per_hour", self._group_creations, user, "groups created")
         id = self._snowflake.next()
         done = await self._change(
             records.CreateGroup(id, now, user, group or f"#g{id}", name, join, self._settings.max_groups)
@@ -282,7 +286,7 @@ class Engine:
 
     async def join_group(self, session: int, group: str) -> dict[str, Any]:
         user, now = self._session(session).user, self._now_ms()
-        _count(self._membership_changes, (user, group), "joins and leaves")
+        self._count_membership_change(user, group)
         limits = self._settings
         record = records.Join(
             self._snowflake.next(), now, user, group, limits.max_group_members, limits.max_groups
@@ -292,7 +296,7 @@ class Engine:
 
     async def leave_group(self, session: int, group: str) -> dict[str, Any]:
         user, now = self._session(session).user, self._now_ms()
-        _count(self._membership_changes, (user, group), "joins and leaves")
+        self._count_membership_change(user, group)
         await self._change(records.Leave(self._snowflake.next(), now, user, group))
         return {"group": group}
 
@@ -301,6 +305,17 @@ class Engine:
         ids = [address[1:] for address in users]
         await self._change(records.Invite(self._snowflake.next(), self._now_ms(), user, group, ids))
         return {"group": group}
+
+    def _count_membership_change(self, user: str, group: str) -> None:
+        key = (user, group)
+        self._count("membership_changes_per_minute", self._membership_changes, key, "joins and leaves")
+
+    def _count(self, limit: str, throttle: Throttle, key: Hashable, what: str) -> None:
+        """Raise Refused `rate_limited` past the limit; a refusal does not count."""
+        wait = throttle.take(key)
+        if wait:
+            self._counters.limit_hits[limit] = self._counters.limit_hits.get(limit, 0) + 1
+            raise refused("rate_limited", f"too many {what}", retry_after_ms=int(wait * 1000) + 1)
 
     async def _change(self, record: records.Record) -> GroupChanged:
         outcome = await self._committer.submit(record)
@@ -325,13 +340,6 @@ class Engine:
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         return self._presence.ask(self._session(session), users, subscribe)
-
-
-def _count(throttle: Throttle, key: Hashable, what: str) -> None:
-    """Raise Refused `rate_limited` past the limit; a refusal does not count."""
-    wait = throttle.take(key)
-    if wait:
-        raise refused("rate_limited", f"too many {what}", retry_after_ms=int(wait * 1000) + 1)
 
 
 def _raise_rejected(outcome: Outcome) -> None:

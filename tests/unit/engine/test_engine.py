@@ -108,11 +108,12 @@ class World:
         )
         self.failures: list[BaseException] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
+        self.counters = Counters()
         self.engine = self.new_engine()
 
     def new_engine(self) -> Engine:
         return Engine(
-            self.settings, self.journal, self.store, Snowflake(1, self.clock), Counters(),
+            self.settings, self.journal, self.store, Snowflake(1, self.clock), self.counters,
             now_ms=self.clock, monotonic_ms=self.clock, fatal=self.failures.append,
         )  # fmt: skip
 
@@ -148,6 +149,8 @@ async def test_nothing_is_told_before_the_journal_returns(world: World) -> None:
     assert [told.outcome.message.seq for told in sent if isinstance(told.outcome, Stored)] == [1, 2, 3]
     sends = [entry for entry in world.journal.entries if type(entry.records[0]).__name__ == "Send"]
     assert [len(entry.records) for entry in sends] == [1, 2], "the second and third shared one commit"
+    assert world.counters.ack_seconds.buckets()[-1] == ("+Inf", 3)
+    assert world.counters.journal_append_seconds.buckets()[-1][1] == world.counters.batches
 
 
 async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
@@ -309,6 +312,7 @@ async def test_groups_through_the_engine(world: World) -> None:
     with pytest.raises(Refused) as refusal:
         await world.engine.leave_group(2, group)
     assert refusal.value.error.code == "rate_limited"
+    assert world.counters.limit_hits == {"membership_changes_per_minute": 1}
     assert (refusal.value.error.retry_after_ms or 0) > 0
     events = [told.outcome.events for told in world.gateway.told if isinstance(told.outcome, GroupChanged)]
     assert events[:2] == [(("joined", "alice"),), (("joined", "bob"),)]
