@@ -81,14 +81,6 @@ async def test_kill_9_after_a_trim_to_the_last_row(tmp_path: Path) -> None:
         await check(path, newest.last + 1)
 
 
-@pytest.fixture(scope="module")
-def shadow_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("shadow") / "shadow.so"
-    source = Path(__file__).with_name("disk_shadow.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", built, source, "-ldl", "-lpthread"], check=True)
-    return built
-
-
 class Disk:
     """A directory, and a shadow of it as of each file's last fsync."""
 

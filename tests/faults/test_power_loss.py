@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the fsync shadow"),
 ]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("shadow") / "shadow.so"
-    source = Path(__file__).with_name("disk_shadow.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", built, source, "-ldl", "-lpthread"], check=True)
-    return built
 
 
 class Disk:
@@ -55,8 +46,8 @@ class Disk:
 
 
 @pytest.mark.parametrize("partial", [False, True], ids=["last-fsync", "any-length-after-it"])
-async def test_everything_acknowledged_is_there(server_factory, tmp_path, library, rounds, partial):
-    disk = Disk(tmp_path, library)
+async def test_everything_acknowledged_is_there(server_factory, tmp_path, shadow_library, rounds, partial):
+    disk = Disk(tmp_path, shadow_library)
     server: ServerProcess = server_factory(
         root=tmp_path, started=False, env=disk.env, rate_limit=0, store_sync_interval_ms=700
     )
@@ -79,10 +70,10 @@ async def test_everything_acknowledged_is_there(server_factory, tmp_path, librar
         await late.close()
 
 
-async def test_users_passwords_and_device_starts_survive(server_factory, tmp_path, library):
+async def test_users_passwords_and_device_starts_survive(server_factory, tmp_path, shadow_library):
     import httpx
 
-    disk = Disk(tmp_path, library)
+    disk = Disk(tmp_path, shadow_library)
     server: ServerProcess = server_factory(root=tmp_path, started=False, env=disk.env)
     server.start()
     load = Workload(server)

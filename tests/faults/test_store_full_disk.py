@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,20 @@ PATIENCE_S = 60  # RocksDB looks every 5 s whether there is room for a write buf
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mount], capture_output=True, check=False
-    )
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {made.stderr.decode().strip()}")
-    yield mount
-    subprocess.run(["umount", "-l", mount], check=True)
+def small_disk(tmpfs: Callable[[str], Path]) -> Path:
+    return tmpfs("64m")
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room; deleting the file that is returned makes it again."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\x00" * 4096)
+        except OSError:
+            pass
+    return ballast
 
 
 async def test_the_tail_is_kept_and_written_once_there_is_space(small_disk: Path) -> None:
@@ -45,13 +45,7 @@ async def test_the_tail_is_kept_and_written_once_there_is_space(small_disk: Path
     rows = [message("#team", seq, size=20_000) for seq in range(1, 201)]
     store.apply(1, changes(rows[0]))
     assert await store.sync() == 1
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\x00" * 4096)
-        except OSError:
-            pass
+    ballast = fill(small_disk)
     for seq in range(2, 201):  # nothing is raised, nothing is lost from sight
         store.apply(seq, changes(rows[seq - 1]))
         await asyncio.sleep(0)
@@ -89,13 +83,7 @@ async def test_close_does_not_wait_for_space_and_the_rest_is_the_journals(small_
     store = RocksStore.open(small_disk / "store", "journal", flush_interval_ms=1, fatal=died.append)
     store.apply(1, changes(message("#team", 1)))
     await store.sync()
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\x00" * 4096)
-        except OSError:
-            pass
+    ballast = fill(small_disk)
     for seq in range(2, 102):
         store.apply(seq, changes(message("#team", seq, size=20_000)))
     async with asyncio.timeout(PATIENCE_S):
