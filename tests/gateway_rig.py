@@ -12,15 +12,21 @@ from hongyan.config import Settings
 from hongyan.errors import Refused, refused
 from hongyan.gateway.server import Gateway
 from hongyan.ids import Snowflake
-from hongyan.link.base import ConversationsPage, HistoryPage, Origin, PresenceState, SyncPage, Told
+from hongyan.link.base import ConversationsPage, HistoryPage, PresenceState, SyncPage, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.names import conversation_key
-from hongyan.protocol.outcomes import Stored
+from hongyan.protocol.outcomes import Outcome
+from hongyan.protocol.records import Send
 from hongyan.protocol.state import Message
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def told(outcome: Outcome, session: int = 0, ref: str = "", user: str = "") -> Told:
+    """What came of a send of `user`; `session` 0: nobody waits."""
+    return session, Send(1, 1, user, "", ref, "text", b'""'), outcome
 
 
 class Claims(NamedTuple):
@@ -96,8 +102,8 @@ class FakeEngine:
             user = self.users[session]
             key = conversation_key(user, to)
             seq = self._seq[key] = self._seq.get(key, 0) + 1
-            stored = Stored(Message(key, seq, 100 + seq, now_ms(), user, ref, content_type, content))
-            self.gateway.tell([Told(Origin(session, ref), user, stored)])
+            stored = Message(key, seq, 100 + seq, now_ms(), user, ref, content_type, content)
+            self.gateway.tell([told(stored, session, ref, user)])
 
     async def _notify(self) -> None:
         async with self._came:

@@ -67,7 +67,7 @@ async def measure(path: Path) -> dict[str, float]:
         applied += time.perf_counter() - begin
         while store.on_disk < store.offset:
             begin = time.perf_counter()
-            store._write_slice()
+            store._write_unit()
             took = time.perf_counter() - begin
             flushed += took
             worst = max(worst, took)

@@ -111,8 +111,8 @@ class Settings(BaseSettings):
     tail_bytes: Positive = 64 * MiB
     store_flush_interval_ms: Positive = 200
     store_sync_interval_ms: Positive = 5000
-    batch_records: Positive = 512
-    batch_bytes: Positive = 512 * 1024
+    batch_records: Positive = 1024
+    batch_bytes: Positive = 1024 * 1024
     max_pending_bytes: Positive = 64 * MiB
 
     jwt_algorithm: Literal["HS256", "RS256", "EdDSA"] = "HS256"

@@ -51,7 +51,10 @@ class Snowflake:
     def next(self) -> int:
         """A new id. Raises OverflowError past the year 2093, and what `reserve` raises: then nothing was
         issued."""
-        now = self._now_ms()
+        return self.at(self._now_ms())
+
+    def at(self, now: int) -> int:
+        """The same, for a caller that has just read the clock."""
         if now > self._ms:
             self._begin(now)
         elif (sequence := self._sequence + 1) < _SEQUENCES:

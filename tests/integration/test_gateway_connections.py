@@ -12,10 +12,9 @@ from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 
-from gateway_rig import running_gateway
+from gateway_rig import running_gateway, told
 from hongyan.errors import WireError, refused
-from hongyan.link.base import Origin, Told
-from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected, Stored
+from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
 from hongyan.protocol.state import Message, Sent
 from outsider import JSON, MSGPACK, Outsider
 
@@ -84,10 +83,10 @@ async def test_duplicates_and_refusals_are_answered_to_the_origin_only():
         await engine.arrived(3)
         session = engine.sent[0][0]
         gateway.tell([
-            Told(Origin(session, "dup"), "alice", Duplicate("alice|bob", Sent(7, 70, 700))),
-            Told(Origin(session, "no"), "alice", Rejected("unknown_user", "no such user", "data.to")),
+            told(Duplicate("alice|bob", Sent(7, 70, 700)), session, "dup", "alice"),
+            told(Rejected("unknown_user", "no such user", "data.to"), session, "no", "alice"),
         ])  # fmt: skip
-        gateway.refuse([Origin(session, "down")], WireError("unavailable", "later"))
+        gateway.refuse([(session, "down")], WireError("unavailable", "later"))
         again = await alice.reply("dup")
         assert again["data"] == {"ref": "dup", "conversation": "@bob", "seq": 7, "duplicate": True}
         assert again["message_id"] == "70"
@@ -105,14 +104,12 @@ async def test_topics_change_before_later_messages_of_the_same_batch():
     ):
 
         def changed(event, user, members):
-            return Told(
-                None, user, GroupChanged("#t", "", "open", "alice", members, 0, 1, True, ((event, user),))
-            )
+            return told(GroupChanged("#t", "", "open", "alice", members, 0, 1, True, ((event, user),)))
 
         gateway.tell([
-            changed("joined", "alice", 1), Told(None, "alice", Stored(message("#t", 1, "alice"))),
-            changed("joined", "bob", 2), Told(None, "alice", Stored(message("#t", 2, "alice"))),
-            changed("left", "bob", 1), Told(None, "alice", Stored(message("#t", 3, "alice"))),
+            changed("joined", "alice", 1), told(message("#t", 1, "alice")),
+            changed("joined", "bob", 2), told(message("#t", 2, "alice")),
+            changed("left", "bob", 1), told(message("#t", 3, "alice")),
         ])  # fmt: skip
         await bob.barrier()
         assert [(e["type"], e["data"].get("seq", e["data"].get("event"))) for e in bob.unread] == [
@@ -136,7 +133,7 @@ async def test_a_large_groups_events_go_to_the_user_alone():
     ):
         for user, members in (("alice", 1), ("bob", 3)):
             outcome = GroupChanged("#t", "", "open", "alice", members, 0, 1, True, (("joined", user),))
-            gateway.tell([Told(None, user, outcome)])
+            gateway.tell([told(outcome)])
         await alice.barrier()
         await bob.barrier()
         assert [e["data"]["user"] for e in alice.unread] == ["alice"]
@@ -151,8 +148,8 @@ async def test_what_comes_during_a_login_follows_its_answer():
         await alice.post("@bob", 1, "early")  # deferred: served after the login, in order
         await engine.waiting.wait()
         joined = GroupChanged("#new", "", "open", "x", 2, 0, 1, True, (("joined", "alice"),))
-        gateway.tell([Told(None, "bob", Stored(message("alice|bob", 1, "bob"))), Told(None, "alice", joined)])
-        gateway.tell([Told(None, "x", Stored(message("#new", 1, "x")))])
+        gateway.tell([told(message("alice|bob", 1, "bob")), told(joined)])
+        gateway.tell([told(message("#new", 1, "x"))])
         assert engine.sent == []
         engine.memberships["alice"] = ["#old", "#new"]
         engine.gate.set()
@@ -164,7 +161,7 @@ async def test_what_comes_during_a_login_follows_its_answer():
         }  # fmt: skip
         assert [(await alice.receive())["type"] for _ in range(3)] == ["message", "group_event", "message"]
         await engine.arrived(1)
-        gateway.tell([Told(None, "x", Stored(message("#old", 1, "x")))])
+        gateway.tell([told(message("#old", 1, "x"))])
         assert (await alice.push("message", conversation="#old"))["data"]["seq"] == 1
 
 
@@ -302,7 +299,7 @@ async def test_a_slow_consumer_is_closed_4430_and_holds_nothing():
         seq = 0
         while gateway.session_count == 2 and seq < 2000:
             seq += 1
-            gateway.tell([Told(None, "bob", Stored(message("alice|carol", seq, "carol", content=content)))])
+            gateway.tell([told(message("alice|carol", seq, "carol", content=content))])
             await asyncio.sleep(0)
         assert gateway.session_count == 1
         assert "@alice" not in gateway.topics
@@ -423,9 +420,7 @@ async def test_a_stop_answers_what_was_admitted_and_says_when_to_come_back():
         with pytest.raises(OSError):
             await Outsider.connect(f"ws://127.0.0.1:{port}/ws")
         assert not ended.done()
-        gateway.tell(
-            [Told(Origin(engine.sent[0][0], "k"), "alice", Stored(message("alice|bob", 1, "alice")))]
-        )
+        gateway.tell([told(message("alice|bob", 1, "alice"), engine.sent[0][0], "k", "alice")])
         assert (await alice.reply("k"))["type"] == "ack"
         code, reason = await alice.closed()
         assert code == 1012

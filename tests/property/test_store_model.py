@@ -42,7 +42,7 @@ change = st.one_of(
 
 @pytest.fixture(autouse=True)
 def small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hongyan.store.rocks.WRITE_ROWS", 4)
+    monkeypatch.setattr("hongyan.store.tail.UNIT_ROWS", 4)
 
 
 class StoreLife(RuleBasedStateMachine):

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from hongyan.engine.sequencer import Sequencer
 from hongyan.errors import Refused, Unavailable, WireError, refused
 from hongyan.journal.base import Entry, Journal
-from hongyan.link.base import GatewayApi, Origin, Told
+from hongyan.link.base import GatewayApi
 from hongyan.metrics import Counters
-from hongyan.protocol.outcomes import Done, Outcome
+from hongyan.protocol.outcomes import Outcome
 from hongyan.protocol.records import Record, Send
 from hongyan.store.base import Store
 
@@ -28,7 +29,27 @@ RECORD_OVERHEAD = 400
 _NO_SPACE = WireError("unavailable", "storage refuses writes for now; resend with retry")
 _TOO_SLOW = WireError("unavailable", "storage does not answer in time; resend with retry")
 
-Waiter = Origin | asyncio.Future[Outcome] | None
+
+class _Batch:
+    """What is committed as one."""
+
+    __slots__ = ("commands", "records", "sessions", "weight")
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.sessions: list[int] = []  # who waits for each record: a send's session, 0 for no one
+        self.commands: list[tuple[int, asyncio.Future[Outcome]]] = []  # (place in `records`, who waits)
+        self.weight = 0  # bytes
+
+    def take_sends(self) -> list[tuple[int, str]]:
+        """The sends that are waited for, as (session, ref); from then on no one waits for them."""
+        waited = [
+            (session, record.key)
+            for session, record in zip(self.sessions, self.records, strict=True)
+            if session and type(record) is Send
+        ]
+        self.sessions = [0] * len(self.records)
+        return waited
 
 
 class Committer:
@@ -59,9 +80,9 @@ class Committer:
         self._fatal = fatal
         self.last_log_ms = last_log_ms
         self.gateway: GatewayApi | None = None
-        self._records: list[Record] = []
-        self._waiters: list[Waiter] = []
-        self._flying: list[Waiter] = []
+        self._open = _Batch()  # collects
+        self._full: deque[_Batch] = deque()  # are complete, and wait for their turn
+        self._flying: _Batch | None = None  # is being made durable
         self._flying_at = 0
         self._pending_bytes = 0
         self._wake: asyncio.Future[None] | None = None
@@ -78,31 +99,41 @@ class Committer:
         """Admitted and not yet durable."""
         return self._pending_bytes
 
-    def admit(self, record: Record, waiter: Waiter) -> None:
-        """Put a record into the next batch. Raises Refused `busy` past the limits: nothing is stored."""
-        if self._pending_bytes >= self._max_pending_bytes or self._store.full:
-            self._counters.busy_refusals += 1
-            raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
-        if self._closing:
-            raise refused("unavailable", "the server is stopping")
-        if not self._records:
-            self._idle.clear()
-        self._records.append(record)
-        self._waiters.append(waiter)
-        self._pending_bytes += RECORD_OVERHEAD + (len(record.content) if type(record) is Send else 0)
-        if self._wake is not None:
-            self._wake.set_result(None)
-            self._wake = None
+    def admit(self, record: Send, session: int) -> None:
+        """Put a send into the next batch; the gateway is told the outcome for `session`.
+        Raises Refused (`busy` past the limits, `unavailable`): then nothing is stored."""
+        self._add(record, session, RECORD_OVERHEAD + len(record.content))
 
     async def submit(self, record: Record) -> Outcome:
-        """Admit and wait for the outcome. Raises Refused (`busy`, `unavailable`)."""
+        """Admit any other record and wait for the outcome. Raises Refused (`busy`, `unavailable`)."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.admit(record, future)
+        batch = self._add(record, 0, RECORD_OVERHEAD)
+        batch.commands.append((len(batch.records) - 1, future))
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):
                 return await future
         except TimeoutError:
             raise Refused(_TOO_SLOW) from None
+
+    def _add(self, record: Record, session: int, weight: int) -> _Batch:
+        if self._pending_bytes >= self._max_pending_bytes or self._store.full:
+            self._counters.busy_refusals += 1
+            raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
+        if self._closing:
+            raise refused("unavailable", "the server is stopping")
+        batch = self._open
+        if len(batch.records) >= self._batch_records or batch.weight >= self._batch_bytes:
+            self._full.append(batch)
+            batch = self._open = _Batch()
+        batch.records.append(record)
+        batch.sessions.append(session)
+        batch.weight += weight
+        self._pending_bytes += weight
+        if self._wake is not None:
+            self._idle.clear()
+            self._wake.set_result(None)
+            self._wake = None
+        return batch
 
     async def drain(self) -> None:
         """Wait until everything admitted so far has been told."""
@@ -120,10 +151,9 @@ class Committer:
 
     def expire(self) -> None:
         """Answer the sends of a batch that the journal does not return (the engine calls it ten times a second)."""
-        if self._flying and self._now_ms() - self._flying_at > ANSWER_MS:
-            for queue in (self._flying, self._waiters):
-                late = [waiter for waiter in queue if isinstance(waiter, Origin)]
-                queue[:] = [None if isinstance(waiter, Origin) else waiter for waiter in queue]
+        if self._flying is not None and self._now_ms() - self._flying_at > ANSWER_MS:
+            for batch in (self._flying, *self._full, self._open):
+                late = batch.take_sends()
                 if late and self.gateway is not None:
                     self.gateway.refuse(late, _TOO_SLOW)
 
@@ -131,7 +161,7 @@ class Committer:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                if not self._records:
+                if not self._open.records:
                     self._idle.set()
                     self._wake = loop.create_future()
                     await self._wake
@@ -142,76 +172,53 @@ class Committer:
             self._fatal(error)
 
     async def _commit(self) -> None:
-        batch, weight = self._take()
+        batch = self._flying = self._take()
         self._flying_at = self._now_ms()
         log_ms = max(self._flying_at, self.last_log_ms)
         counters = self._counters
         began = time.perf_counter()
         try:
-            entry = await self._journal.append(batch, log_ms)
+            entry = await self._journal.append(batch.records, log_ms)
         except Unavailable:
             counters.journal_failures += 1
-            waiters, self._flying = self._flying, []
-            self._pending_bytes -= weight
-            self._refuse(waiters)
+            self._flying = None
+            self._pending_bytes -= batch.weight
+            self._refuse(batch)
             return
         self.last_log_ms = log_ms
         counters.journal_append_seconds.observe(time.perf_counter() - began)
         counters.batches += 1
-        counters.batch_records += len(batch)
+        counters.batch_records += len(batch.records)
         outcomes = self.fold(entry)
-        waiters, self._flying = self._flying, []
-        self._pending_bytes -= weight
-        self._tell(entry, outcomes, waiters)
-        sends = sum(type(waiter) is Origin for waiter in waiters)
+        self._flying = None
+        self._pending_bytes -= batch.weight
+        for place, future in batch.commands:
+            if not future.done():
+                future.set_result(outcomes[place])
+        if self.gateway is not None:
+            self.gateway.tell(zip(batch.sessions, batch.records, outcomes, strict=True))
+        sends = len(batch.records) - len(batch.commands)
         if sends:
-            counters.ack_seconds.observe(max(0, self._now_ms() - batch[0].at) / 1000, sends)
+            waited_ms = max(0, self._now_ms() - batch.records[0].at)
+            counters.ack_seconds.observe(waited_ms / 1000, sends)
 
     def fold(self, entry: Entry) -> list[Outcome]:
         """Fold a durable entry and give the store its rows (also the replay at start-up)."""
-        sequencer = self._sequencer
-        sequencer.begin()
-        fold, log_ms = sequencer.fold, entry.log_ms
-        outcomes = [fold(record, offset, log_ms) for offset, record in enumerate(entry.records, entry.first)]
-        self._store.apply(entry.last, sequencer.changes)
+        outcomes = self._sequencer.fold(entry.records, entry.first, entry.log_ms)
+        self._store.apply(entry.last, self._sequencer.changes)
         return outcomes
 
-    def _take(self) -> tuple[list[Record], int]:
-        """The next batch and its weight; its waiters become `_flying`."""
-        records, waiters = self._records, self._waiters
-        size = 0
-        for count, record in enumerate(records, 1):
-            size += RECORD_OVERHEAD + (len(record.content) if type(record) is Send else 0)
-            if count >= self._batch_records or size >= self._batch_bytes:
-                break
-        if count == len(records):
-            self._records, self._waiters = [], []
-            self._flying = waiters
-            return records, size
-        batch = records[:count]
-        self._flying = waiters[:count]
-        del records[:count], waiters[:count]
-        return batch, size
+    def _take(self) -> _Batch:
+        """The batch whose turn it is."""
+        if self._full:
+            return self._full.popleft()
+        batch, self._open = self._open, _Batch()
+        return batch
 
-    def _tell(self, entry: Entry, outcomes: list[Outcome], waiters: list[Waiter]) -> None:
-        told: list[Told] = []
-        for record, outcome, waiter in zip(entry.records, outcomes, waiters, strict=True):
-            if type(record) is Send:
-                told.append(Told(waiter if type(waiter) is Origin else None, record.sender, outcome))
-                continue
-            if isinstance(waiter, asyncio.Future) and not waiter.done():
-                waiter.set_result(outcome)
-            if type(outcome) is not Done:
-                told.append(Told(None, getattr(record, "user", ""), outcome))
-        if told and self.gateway is not None:
-            self.gateway.tell(told)
-
-    def _refuse(self, waiters: list[Waiter]) -> None:
-        origins = []
-        for waiter in waiters:
-            if isinstance(waiter, Origin):
-                origins.append(waiter)
-            elif waiter is not None and not waiter.done():
-                waiter.set_exception(Refused(_NO_SPACE))
-        if origins and self.gateway is not None:
-            self.gateway.refuse(origins, _NO_SPACE)
+    def _refuse(self, batch: _Batch) -> None:
+        for _, future in batch.commands:
+            if not future.done():
+                future.set_exception(Refused(_NO_SPACE))
+        sends = batch.take_sends()
+        if sends and self.gateway is not None:
+            self.gateway.refuse(sends, _NO_SPACE)

@@ -33,9 +33,13 @@ class CursorQueue:
     def __len__(self) -> int:
         return len(self._dirty) + len(self._seen)
 
-    def ack(self, session: Session, acks: list[tuple[str, int]]) -> None:
-        session.add_acks(acks)
-        self._dirty.setdefault((session.user, session.device), session)
+    def ack(self, session: Session, conversation: str, seq: int) -> None:
+        acks = session.acks
+        if acks is None:  # a session that has some is queued already
+            session.acks = {conversation: seq}
+            self._dirty.setdefault((session.user, session.device), session)
+        elif seq > acks.get(conversation, 0):
+            acks[conversation] = seq
 
     def seen(self, user: str, device: str, at: int) -> None:
         """The device was used at `at` ms."""
@@ -75,7 +79,10 @@ class CursorQueue:
             flying: list[Session] = []
             while keys and len(entries) < MAX_ENTRIES:
                 session = self._dirty.pop(keys.pop(), None)
-                if session is None or not session.acks:
+                if session is None:
+                    continue
+                if not session.acks:
+                    session.acks = None
                     continue
                 session.flying_acks, session.acks = session.acks, None
                 flying.append(session)

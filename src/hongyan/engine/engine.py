@@ -18,7 +18,7 @@ from hongyan.engine.window import Window
 from hongyan.errors import Refused, WireError, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
-from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, Origin, PresenceState, SyncPage
+from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
 from hongyan.metrics import Counters
 from hongyan.protocol import records
 from hongyan.protocol.names import conversation_key
@@ -234,32 +234,24 @@ class Engine:
     # -- messages --------------------------------------------------------------------------------
 
     def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
-        user = self._session(session).user
+        user, now = self._session(session).user, self._now_ms()
         record = records.Send(
-            self._snowflake.next(),
-            self._now_ms(),
-            user,
-            conversation_key(user, to),
-            ref,
-            content_type,
-            content,
-            retry,
+            self._snowflake.at(now), now, user, conversation_key(user, to), ref, content_type, content, retry
         )
-        self._committer.admit(record, Origin(session, ref))
+        self._committer.admit(record, session)
 
     def ack(self, session: int, acks: Mapping[str, int]) -> None:
         found = self._session(session)
-        keyed: list[tuple[str, int]] = []
+        gathered = len(found.acks) if found.acks else 0
+        # rare: bound what one connection gathers
+        only_members = gathered > 0 and gathered + len(acks) > MAX_ENTRIES
         for address, seq in acks.items():
             key = conversation_key(found.user, address)
             of = self._store.conversation(key)
-            if of is not None:  # clamped now: a message that comes later is not acknowledged by this
-                keyed.append((key, min(seq, of.last_seq)))
-        if (
-            found.acks and len(found.acks) + len(keyed) > MAX_ENTRIES
-        ):  # rare: bound what one connection gathers
-            keyed = [(key, seq) for key, seq in keyed if self._store.membership(found.user, key) is not None]
-        self._cursors.ack(found, keyed)
+            if of is None or (only_members and self._store.membership(found.user, key) is None):
+                continue
+            # clamped now: a message that comes later is not acknowledged by this
+            self._cursors.ack(found, key, seq if seq < of.last_seq else of.last_seq)
 
     def _session(self, number: int) -> Session:
         session = self._sessions.get(number)

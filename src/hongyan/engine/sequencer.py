@@ -8,6 +8,7 @@ records from the same state gives the same outcomes and the same rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -16,7 +17,7 @@ from hongyan.engine import groups
 from hongyan.engine.window import Window
 from hongyan.protocol import records
 from hongyan.protocol.names import is_id
-from hongyan.protocol.outcomes import Done, Duplicate, Outcome, Rejected, Stored, UserReady
+from hongyan.protocol.outcomes import Done, Duplicate, Outcome, Rejected, UserReady
 from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, Sent, User
 
 # A record that waited longer than this between admit and log may be the stray twin of a message that
@@ -57,9 +58,6 @@ class Overlay:
             return self.changes.memberships[at]
         return self.view.membership(user, conversation)
 
-    def find(self, sender: str, conversation: str, key: str) -> Sent | None:
-        return self.changes.sent.get((sender, conversation, key)) or self.view.find(sender, conversation, key)
-
     def memberships(self, user: str) -> dict[str, Membership]:
         """Every row of the user, by conversation key."""
         rows: dict[str, Membership] = {}
@@ -90,7 +88,7 @@ class Overlay:
 
 
 class Sequencer:
-    """Folds batches. One at a time: `begin`, `fold` for each record, then take `changes`."""
+    """Folds one durable batch after the other: `fold`, then take `changes`."""
 
     def __init__(self, view: View, window: Window) -> None:
         self._view = view
@@ -99,16 +97,34 @@ class Sequencer:
 
     @property
     def changes(self) -> Changes:
-        """What the records folded since `begin` have changed."""
+        """What the batch folded last has changed."""
         return self._state.changes
 
-    def begin(self) -> None:
+    def fold(self, batch: Sequence[records.Record], first: int, log_ms: int) -> list[Outcome]:
+        """Fold the records with the offsets from `first` on; one outcome each."""
         self._state = Overlay(self._view)
+        self._window.forget(log_ms)
+        send, other = self._send, self._other
+        outcomes = [
+            send(record, log_ms) if type(record) is records.Send else other(record) for record in batch
+        ]
+        self._window.close_batch(self._state.changes.sent, log_ms, first)
+        return outcomes
 
-    def fold(self, record: records.Record, offset: int, log_ms: int) -> Outcome:
-        kind = type(record)
-        if kind is records.Send:
-            return self._send(record, offset, log_ms)  # type: ignore[arg-type]
+    def remember(self, batch: Sequence[records.Record], first: int, log_ms: int) -> None:
+        """Rebuild the window from a batch that the view has already (start-up)."""
+        self._window.forget(log_ms)
+        keys = []
+        for record in batch:
+            if type(record) is records.Send:
+                key = (record.sender, record.conversation, record.key)
+                sent = self._view.find(*key)
+                if sent is not None and sent.id == record.id:
+                    self._window.entries[key] = sent
+                    keys.append(key)
+        self._window.close_batch(keys, log_ms, first)
+
+    def _other(self, record: records.Record) -> Outcome:
         if isinstance(record, records.Cursors):
             return _cursors(self._state, record)
         if isinstance(record, records.Login):
@@ -117,19 +133,13 @@ class Sequencer:
             return _register(self._state, record)
         return groups.fold(self._state, record)  # type: ignore[arg-type]
 
-    def remember(self, record: records.Record, offset: int, log_ms: int) -> None:
-        """Rebuild the window from a record that the view has already (start-up)."""
-        if isinstance(record, records.Send):
-            sent = self._view.find(record.sender, record.conversation, record.key)
-            if sent is not None and sent.id == record.id:
-                self._window.add((record.sender, record.conversation, record.key), sent, log_ms, offset)
-
-    def _send(self, record: records.Send, offset: int, log_ms: int) -> Outcome:
-        sender, name = record.sender, record.conversation
+    def _send(self, record: records.Send, log_ms: int) -> Outcome:
+        sender, name, at = record.sender, record.conversation, record.at
         key = (sender, name, record.key)
-        sent = self._window.find(key, log_ms)
-        if sent is None and (record.retry or log_ms - record.at > LATE_MS):
-            sent = self._state.find(*key)
+        recent = self._window.entries
+        sent = recent.get(key)
+        if sent is None and (record.retry or log_ms - at > LATE_MS):
+            sent = self._view.find(*key)
         if sent is not None:  # before membership: a stored message is acknowledged also after leaving
             return Duplicate(name, sent)
         changes = self._state.changes
@@ -140,24 +150,24 @@ class Sequencer:
             member = self._state.membership(sender, name)
             if member is None or not member.position:
                 return Rejected("not_member", "you are not a member of this group", "data.to")
-        elif conversation is None:
-            problem = self._open_direct(record)
-            if problem is not None:
-                return problem
-            conversation = Conversation(0, 0)
-        seq = conversation.last_seq + 1
-        changes.messages.append(
-            Message(name, seq, record.id, record.at, sender, record.key, record.content_type, record.content)
-        )
-        if name[:1] == "#":
-            changes.conversations[name] = msgspec.structs.replace(
-                conversation, last_seq=seq, last_at=record.at
-            )
+            seq = conversation.last_seq + 1
+            changes.conversations[name] = Conversation(
+                seq, at, conversation.name, conversation.join, conversation.owner, conversation.creator,
+                conversation.members, conversation.next_position,
+            )  # fmt: skip
         else:
-            changes.conversations[name] = Conversation(seq, record.at)
-        sent = changes.sent[key] = Sent(seq, record.id, record.at)
-        self._window.add(key, sent, log_ms, offset)
-        return Stored(changes.messages[-1])
+            if conversation is None:
+                problem = self._open_direct(record)
+                if problem is not None:
+                    return problem
+                seq = 1
+            else:
+                seq = conversation.last_seq + 1
+            changes.conversations[name] = Conversation(seq, at)
+        message = Message(name, seq, record.id, at, sender, record.key, record.content_type, record.content)
+        changes.messages.append(message)
+        recent[key] = changes.sent[key] = Sent(seq, record.id, at)
+        return message
 
     def _open_direct(self, record: records.Send) -> Rejected | None:
         """The first message of two users: both become members for good."""

@@ -6,54 +6,55 @@ by durable records, so a replay decides every duplicate as the first run did.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable
 
 from hongyan.protocol.state import Sent
 
 Key = tuple[str, str, str]  # sender, conversation key, client's message_id
 
 
-class _Entry(NamedTuple):
-    sent: Sent
-    log_ms: int
-    offset: int
-
-
 class Window:
-    """At most `limit` messages, none older than `span_ms` of log time (protocol.md, `send_message`)."""
+    """The newest `limit` messages (and what else their oldest batch holds), none older than `span_ms` of
+    log time (protocol.md, `send_message`).
 
-    __slots__ = ("_entries", "_limit", "_span_ms")
+    Whole batches are forgotten, not single messages: one dict for finding, one list of keys a batch for
+    forgetting. A key is in one batch at most, because a message that is found is not added again.
+    """
+
+    __slots__ = ("_batches", "_limit", "_span_ms", "entries")
 
     def __init__(self, span_ms: int, limit: int) -> None:
-        self._entries: dict[Key, _Entry] = {}
+        self.entries: dict[Key, Sent] = {}
+        self._batches: deque[tuple[int, int, list[Key]]] = deque()  # log time, first offset, keys
         self._span_ms = span_ms
         self._limit = limit
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
-    def find(self, key: Key, log_ms: int) -> Sent | None:
-        entry = self._entries.get(key)
-        if entry is None or log_ms - entry.log_ms > self._span_ms:
-            return None
-        return entry.sent
+    def close_batch(self, keys: Iterable[Key], log_ms: int, offset: int) -> None:
+        """Note the `keys` put into `entries` by the batch that began at `offset`. Batches come in order."""
+        noted = list(keys)
+        if not noted:
+            return
+        batches = self._batches
+        batches.append((log_ms, offset, noted))
+        while len(self.entries) - len(batches[0][2]) >= self._limit:
+            self._forget_oldest()
 
-    def add(self, key: Key, sent: Sent, log_ms: int, offset: int) -> None:
-        """Remember a message; `offset` is its record's. Calls come in offset order."""
-        entries = self._entries
-        if key in entries:  # outlived the span: the newer one takes its place at the end of the order
-            del entries[key]
-        entries[key] = _Entry(sent, log_ms, offset)
-        if len(entries) > self._limit:
-            del entries[next(iter(entries))]
+    def forget(self, log_ms: int) -> None:
+        """Forget what has passed the span at `log_ms`: of the batch that comes next, or the newest."""
+        batches = self._batches
+        while batches and log_ms - batches[0][0] > self._span_ms:
+            self._forget_oldest()
 
     def oldest_offset(self, log_ms: int) -> int | None:
         """Forget what `log_ms` (the newest record's) has passed; the oldest offset still needed, if any."""
-        entries = self._entries
-        while entries:
-            key = next(iter(entries))
-            entry = entries[key]
-            if log_ms - entry.log_ms <= self._span_ms:
-                return entry.offset
+        self.forget(log_ms)
+        return self._batches[0][1] if self._batches else None
+
+    def _forget_oldest(self) -> None:
+        entries = self.entries
+        for key in self._batches.popleft()[2]:
             del entries[key]
-        return None

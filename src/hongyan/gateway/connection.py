@@ -135,7 +135,8 @@ class Connection(FrameListener):
             if self._allowed(now, bad.ref):
                 self._reject(self._unless_stranger(bad), bad.ref, now)
             return
-        self.gateway.counters.requests += 1
+        gateway = self.gateway
+        gateway.counters.requests += 1
         kind = type(request)
         ref = request.message_id
         ready = self.state is State.READY
@@ -153,8 +154,8 @@ class Connection(FrameListener):
                 self.write_error(_LOGGED_IN, ref)
                 return
         try:
-            if isinstance(request, SendMessage):
-                gateway, data = self.gateway, request.data
+            if type(request) is SendMessage:
+                data = request.data
                 gateway.engine.send(
                     self.session, request.message_id, data.to, data.content_type, data.content, data.retry
                 )

@@ -11,17 +11,19 @@ from hongyan.errors import WireError
 from hongyan.gateway import frames
 from hongyan.gateway.frames import BINARY, TEXT
 from hongyan.ids import Snowflake
-from hongyan.link.base import Origin, PresenceState, Told
+from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.codec import Codec
 from hongyan.protocol.names import address_for
-from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected, Stored
+from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
+from hongyan.protocol.records import Record, Send
 from hongyan.protocol.state import Message
 
 if TYPE_CHECKING:
     from hongyan.gateway.connection import Connection
 
-EARLY_BYTES = 128 * 1024  # gathered for one connection within one batch before it is written
+# Of the frames made since the last write: past it all are written, so that one connection gathers no more.
+EARLY_BYTES = 256 * 1024
 
 log = structlog.get_logger("hongyan.gateway")
 
@@ -55,7 +57,8 @@ class Fanout:
         self.now_ms = now_ms
         self.snowflake = snowflake
         self._event_max_members = group_event_max_members
-        self._touched: dict[Connection, int] = {}  # connection -> bytes gathered in this batch
+        self._touched: list[Connection] = []  # have frames to write (one may be named twice)
+        self._gathered = 0  # bytes of the frames made since the last write
 
     # topics
 
@@ -73,20 +76,27 @@ class Fanout:
 
     # GatewayApi
 
-    def tell(self, told: Sequence[Told]) -> None:
-        for one in told:
+    def tell(self, told: Iterable[Told]) -> None:
+        stored, other = self._stored, self._other
+        for session, record, outcome in told:
+            if session:
+                self.in_flight -= 1
             try:
-                self._tell(one)
+                if type(outcome) is Message:
+                    stored(session, outcome)
+                else:
+                    other(session, record, outcome)
             except Exception:  # one outcome that cannot be told must not hide the others
-                log.exception("cannot tell an outcome", outcome=type(one.outcome).__name__)
+                log.exception("cannot tell an outcome", outcome=type(outcome).__name__)
         self._flush()
+        self.answered()
 
-    def refuse(self, origins: Sequence[Origin], error: WireError) -> None:
-        for origin in origins:
+    def refuse(self, sends: Sequence[tuple[int, str]], error: WireError) -> None:
+        for session, ref in sends:
             self.in_flight -= 1
-            connection = self.sessions.get(origin.session)
+            connection = self.sessions.get(session)
             if connection is not None:
-                self._push(connection, connection.error_frame(error, origin.ref))
+                self._push(connection, connection.error_frame(error, ref))
         self._flush()
         self.answered()
 
@@ -106,48 +116,52 @@ class Fanout:
 
     # one outcome
 
-    def _tell(self, told: Told) -> None:
-        outcome, origin = told.outcome, told.origin
-        connection = None
-        if origin is not None:
-            self.in_flight -= 1
-            if self.in_flight <= 0:
-                self.answered()
-            connection = self.sessions.get(origin.session)
-        if isinstance(outcome, Stored):
-            message = outcome.message
-            self.counters.messages_accepted += 1
-            if origin is not None and connection is not None:
-                address = address_for(told.user, message.conversation)
-                codec = connection.codec
-                payload = codec.ack(origin.ref, address, message.seq, False, message.at, message.id)
-                self._push(connection, frame_of(codec, payload))
-                self.counters.acks_sent += 1
-            self._deliver(message, origin.session if origin is not None else 0)
-        elif isinstance(outcome, GroupChanged):
-            self._group_changed(outcome)
-        elif origin is None or connection is None:
+    def _stored(self, session: int, message: Message) -> None:
+        """Acknowledge to `session`, push to everyone else."""
+        counters = self.counters
+        counters.messages_accepted += 1
+        key, sender = message.conversation, message.sender
+        direct = key[0] != "#"
+        if direct:
+            a, _, b = key.partition("|")
+            peer = b if a == sender else a
+            address = "@" + peer
+        else:
+            address = key
+        connection = self.sessions.get(session)
+        if connection is not None:
+            codec = connection.codec
+            payload = codec.ack(message.key, address, message.seq, False, message.at, message.id)
+            self._push(connection, frame_of(codec, payload))
+            counters.acks_sent += 1
+        to = self.topics.get(address)
+        if not direct:
+            self._spread(to, key, message, session)
             return
-        elif isinstance(outcome, Duplicate):
+        own = "@" + sender
+        if to is not None and peer != sender:
+            self._spread(to, own, message, session, False)
+        to = self.topics.get(own)
+        if to is not None and (len(to) > 1 or connection not in to):
+            self._spread(to, address, message, session, True)
+
+    def _other(self, session: int, record: Record, outcome: Outcome) -> None:
+        if isinstance(outcome, GroupChanged):
+            self._group_changed(outcome)
+            return
+        connection = self.sessions.get(session)
+        if connection is None or type(record) is not Send:
+            return
+        if isinstance(outcome, Duplicate):
             self.counters.messages_duplicate += 1
             sent, codec = outcome.sent, connection.codec
-            address = address_for(told.user, outcome.conversation)
-            payload = codec.ack(origin.ref, address, sent.seq, True, sent.at, sent.id)
+            address = address_for(record.sender, outcome.conversation)
+            payload = codec.ack(record.key, address, sent.seq, True, sent.at, sent.id)
             self._push(connection, frame_of(codec, payload))
         elif isinstance(outcome, Rejected):
             self.counters.messages_rejected += 1
             error = WireError(outcome.code, outcome.text, outcome.field)
-            self._push(connection, connection.error_frame(error, origin.ref))
-
-    def _deliver(self, message: Message, origin: int) -> None:
-        key, sender = message.conversation, message.sender
-        if key[0] == "#":
-            self._spread(self.topics.get(key), key, message, origin)
-            return
-        a, _, b = key.partition("|")
-        self._spread(self.topics.get(f"@{a}"), f"@{b}", message, origin, a == sender)
-        if a != b:
-            self._spread(self.topics.get(f"@{b}"), f"@{a}", message, origin, b == sender)
+            self._push(connection, connection.error_frame(error, record.key))
 
     def _spread(
         self,
@@ -163,25 +177,23 @@ class Fanout:
         sender = message.sender
         variants: dict[tuple[bool, bool], bytes] = {}
         touched = self._touched
-        slow = None
         for connection in to:
             if connection.session == origin:
                 continue
             mine = own if own is not None else connection.user == sender
             codec = connection.codec
-            frame = variants.get((codec.binary, mine))
+            variant = (codec.binary, mine)
+            frame = variants.get(variant)
             if frame is None:
-                frame = variants[codec.binary, mine] = frame_of(codec, codec.message(address, message, mine))
-            connection.outbox.frames.append(frame)
-            gathered = touched.get(connection, 0) + len(frame)
-            if gathered > EARLY_BYTES:
-                gathered = 0
-                if not connection.outbox.flush():
-                    slow = [*(slow or ()), connection]
-            touched[connection] = gathered
+                frame = variants[variant] = frame_of(codec, codec.message(address, message, mine))
+                self._gathered += len(frame)
+            outbox = connection.outbox
+            if not outbox.frames or outbox.held:
+                touched.append(connection)
+            outbox.frames.append(frame)
             self.counters.pushes += 1
-        for connection in slow or ():  # closing changes the topic's set: not inside the loop
-            connection.too_slow()
+        if self._gathered > EARLY_BYTES:
+            self._flush()
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:
@@ -210,16 +222,16 @@ class Fanout:
     # writing
 
     def _push(self, connection: Connection, frame: bytes) -> None:
-        connection.outbox.frames.append(frame)
-        gathered = self._touched.get(connection, 0) + len(frame)
-        if gathered > EARLY_BYTES:
-            gathered = 0
-            if not connection.outbox.flush():
-                connection.too_slow()
-        self._touched[connection] = gathered
+        outbox = connection.outbox
+        if not outbox.frames or outbox.held:
+            self._touched.append(connection)
+        outbox.frames.append(frame)
+        self._gathered += len(frame)
+        if self._gathered > EARLY_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
-        touched, self._touched = self._touched, {}
+        touched, self._touched, self._gathered = self._touched, [], 0
         for connection in touched:
             if not connection.outbox.flush():
                 connection.too_slow()

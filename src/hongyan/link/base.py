@@ -8,30 +8,19 @@ Addresses have their sigil, users and devices are ids. Any call that answers may
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from hongyan.errors import WireError
 from hongyan.protocol.outcomes import Outcome
+from hongyan.protocol.records import Record
 from hongyan.protocol.state import Message
 
-
-class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where a send came from. `ref` is the request's `message_id`."""
-
-    session: int
-    ref: str
-
-
-class Told(msgspec.Struct, frozen=True, gc=False):
-    """One outcome to tell. `origin` None: no one waits (a replay, a command answered by its future).
-    `user`: who asked."""
-
-    origin: Origin | None
-    user: str
-    outcome: Outcome
+# One outcome to tell: the session that waits for it (0: no one does, a replay or a command answered by its
+# future), the record, and what came of it. A send's `ref` is its record's `key`.
+Told = tuple[int, Record, Outcome]
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -80,18 +69,18 @@ class PresenceState(msgspec.Struct, frozen=True):
 class GatewayApi(Protocol):
     """What the engine tells its gateway. Must not raise, must not block."""
 
-    def tell(self, told: Sequence[Told]) -> None:
+    def tell(self, told: Iterable[Told]) -> None:
         """Outcomes of one or more batches, in fold order, after the store has them. Per outcome:
 
-        Stored -> `ack` to `origin` (unless None), push `message` to every other session of the
+        Message -> `ack` to the session (unless 0), push `message` to every other session of the
         conversation's users (topics `@user` of a direct chat, `#group`); the sender's other sessions
-        get it with `key`. Duplicate -> `ack` with duplicate true to `origin`. Rejected -> `error`.
+        get it with `key`. Duplicate -> `ack` with duplicate true to the session. Rejected -> `error`.
         GroupChanged -> first update the topics of the `joined` / `left` user's sessions, then push
         `group_event`s. Done, UserReady -> nothing.
         """
 
-    def refuse(self, origins: Sequence[Origin], error: WireError) -> None:
-        """`error` to each of these sends (`unavailable`: the batch could not be made durable)."""
+    def refuse(self, sends: Sequence[tuple[int, str]], error: WireError) -> None:
+        """`error` to each of these sends (session, ref): `unavailable`, the batch could not be made durable."""
 
     def replace(self, session: int) -> None:
         """Close with 4409: the device logged in elsewhere. The engine has forgotten the session."""

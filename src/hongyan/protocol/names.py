@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 _ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}", re.ASCII)
+_address = re.compile(r"[@#][A-Za-z0-9_.\-]{1,64}", re.ASCII).fullmatch
 RESERVED_PREFIX = "hongyan."
 
 
@@ -29,6 +30,11 @@ def is_user_address(value: str) -> bool:
 
 def is_group_address(value: str) -> bool:
     return value[:1] == "#" and _ID.fullmatch(value, 1) is not None
+
+
+def is_address(value: str) -> bool:
+    """True for a user's or a group's address."""
+    return _address(value) is not None
 
 
 def direct_key(a: str, b: str) -> str:

@@ -10,12 +10,6 @@ import msgspec
 from hongyan.protocol.state import Message, Sent
 
 
-class Stored(msgspec.Struct, frozen=True, gc=False):
-    """A new message: acknowledge it to its sender, deliver it to everyone else."""
-
-    message: Message
-
-
 class Duplicate(msgspec.Struct, frozen=True, gc=False):
     """A message that is already there: acknowledge it again, deliver nothing."""
 
@@ -58,4 +52,5 @@ class Done(msgspec.Struct, frozen=True):
     """Nothing to say."""
 
 
-Outcome = Stored | Duplicate | Rejected | GroupChanged | UserReady | Done
+# A new message stands for itself: acknowledge it to its sender, deliver it to everyone else.
+Outcome = Message | Duplicate | Rejected | GroupChanged | UserReady | Done

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from hongyan.errors import WireError, refused
-from hongyan.protocol.names import is_group_address, is_id, is_reserved, is_user_address
+from hongyan.protocol.names import is_address, is_group_address, is_id, is_reserved, is_user_address
 
 MAX_MESSAGE_ID = 64
 MAX_USERS = 100
@@ -182,12 +182,17 @@ def _login(data: LoginData) -> None:
 
 
 def _send(data: SendData) -> None:
-    to = data.to
-    _need(is_user_address(to) or is_group_address(to), "data.to", "to is @user or #group")
-    _need(not data.content_type.startswith("hongyan."), "data.content_type", "hongyan.* is reserved")
+    if not is_address(data.to):
+        raise refused("invalid_field", "to is @user or #group", "data.to")
+    if data.content_type.startswith("hongyan."):
+        raise refused("invalid_field", "hongyan.* is reserved", "data.content_type")
 
 
 def _ack(data: AckData) -> None:
+    name, seq = data.conversation, data.seq
+    if name and seq is not None and not data.acks:  # the common form, with nothing else to look at
+        data.acks = {name: min(seq, SEQ_CEILING)} if is_address(name) else {}
+        return
     _need(len(data.acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
     if data.seq is not None:
         _need(bool(data.conversation), "data.conversation", "conversation is missing")
@@ -199,11 +204,7 @@ def _ack(data: AckData) -> None:
 
 def _positions(named: dict[str, int]) -> dict[str, int]:
     """Drop what is no address: it cannot be a conversation of the user's. Clamp what passes 64 bits."""
-    return {
-        name: min(seq, SEQ_CEILING)
-        for name, seq in named.items()
-        if is_user_address(name) or is_group_address(name)
-    }
+    return {name: min(seq, SEQ_CEILING) for name, seq in named.items() if is_address(name)}
 
 
 def _sync(data: SyncData) -> None:
@@ -239,12 +240,7 @@ def _invite(data: InviteData) -> None:
 
 
 def _history(data: HistoryData) -> None:
-    named = data.conversation
-    _need(
-        is_user_address(named) or is_group_address(named),
-        "data.conversation",
-        "a conversation is @user or #group",
-    )
+    _need(is_address(data.conversation), "data.conversation", "a conversation is @user or #group")
     data.before = None if data.before is None else min(data.before, SEQ_CEILING)
     data.after = None if data.after is None else min(data.after, SEQ_CEILING)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -30,5 +31,11 @@ class Cache(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         self._young[key] = value
+        if len(self._young) >= self._size:
+            self._old, self._young = self._young, {}
+
+    def update(self, entries: Mapping[K, V]) -> None:
+        """Put them all (`size` may be passed by as many, once)."""
+        self._young.update(entries)
         if len(self._young) >= self._size:
             self._old, self._young = self._young, {}

@@ -22,21 +22,21 @@ def user(user: str) -> bytes:
 
 def memberships(user: str) -> bytes:
     """The prefix of a user's rows; a conversation key follows."""
-    return b"p" + user.encode() + b"\x00"
+    return f"p{user}\0".encode()
 
 
 def members(group: str) -> bytes:
     """The prefix of a group's members; `position` follows."""
-    return b"g" + group.encode() + b"\x00"
+    return f"g{group}\0".encode()
 
 
 def messages(conversation: str) -> bytes:
     """The prefix of a conversation's runs; the first seq follows."""
-    return b"m" + conversation.encode() + b"\x00"
+    return f"m{conversation}\0".encode()
 
 
 def sent(sender: str, conversation: str, key: str) -> bytes:
-    return b"k" + conversation.encode() + b"\x00" + sender.encode() + b"\x00" + key.encode()
+    return f"k{conversation}\0{sender}\0{key}".encode()
 
 
 def number(value: int) -> bytes:

@@ -8,7 +8,9 @@ from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options
 def options() -> Options:
     made = Options(raw_mode=True)
     made.create_if_missing(True)
-    made.set_write_buffer_size(32 << 20)
+    # Small, because rows come in random order: inserting into 32 MiB cost 1.1 µs a row, into 4 MiB 0.6, most
+    # of it cache misses, and it is the interpreter lock's time. The flushes are the background's.
+    made.set_write_buffer_size(4 << 20)
     made.set_max_write_buffer_number(3)
     made.set_max_total_wal_size(128 << 20)
     made.set_max_open_files(2048)

@@ -1,6 +1,6 @@
 """The view on RocksDB, behind a tail in memory.
 
-A write holds the GIL (40 MB froze every thread for 60 ms), so one is about 1 MB and 1,000 rows at most,
+A write holds the GIL (40 MB froze every thread for 60 ms), so one is about 1 MB and 2,000 rows at most,
 with the loop's other work in between; it takes whole batches in offset order together with the offset,
 so what is on disk is always the state at one offset. Nothing is fsynced but in `sync`, in a thread
 (`flush_wal` releases the GIL): what a crash cuts off, the journal replays.
@@ -34,17 +34,14 @@ from hongyan.store.rows import (
     decode_user,
     write_batch,
 )
-from hongyan.store.tail import Tail
+from hongyan.store.tail import MISSING, Tail
 
-VERSION = b"1"
-WRITE_ROWS = 1_000
-WRITE_BYTES = 1 << 20
+VERSION = b"2"
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
 # A write that fails so is tried again; any other failure ends the process.
 _PASSING = ("no space", "incomplete", "stall", "busy", "try again", "shutdown in progress")
 
-_MISSING: Any = object()
 _MAX_SEQ = 2**63
 
 
@@ -71,7 +68,8 @@ class RocksStore:
         self._write_options = WriteOptions()
         self._write_options.no_slowdown = True
         self._timer: asyncio.Handle | None = None
-        self._hurrying = False
+        self._soon = False  # the timer is for a complete or a refused unit
+        self.full = False
         self._fsync: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._failures = 0
@@ -120,10 +118,6 @@ class RocksStore:
     # -- writing ---------------------------------------------------------------------------------
 
     @property
-    def full(self) -> bool:
-        return self._tail.pending_rows >= self._tail_rows or self._tail.pending_bytes >= self._tail_bytes
-
-    @property
     def pending_rows(self) -> int:
         return self._tail.pending_rows
 
@@ -134,40 +128,43 @@ class RocksStore:
     def apply(self, offset: int, changes: Changes) -> None:
         self.offset = offset
         self._tail.add(offset, changes)
-        for key, conversation in changes.conversations.items():
-            self._conversations.put(key, conversation)
-        for at, row in changes.memberships.items():
-            self._memberships.put(at, row)
-        for user, found in changes.users.items():
-            self._users.put(user, found)
+        self._conversations.update(changes.conversations)
+        self._memberships.update(changes.memberships)
+        self._users.update(changes.users)
+        self._weigh()
         if self.full and not self._failures:
-            self._write_slice()  # `busy` is for a disk that refuses, not for a timer that has not come yet
-        hurry = 2 * self._tail.pending_rows >= self._tail_rows
-        if self._timer is None or (hurry and not self._hurrying and not self._failures):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._hurrying = hurry
-            delay = 0 if hurry else self._interval_s
-            self._timer = asyncio.get_running_loop().call_later(delay, self._flush)
+            self._write_unit()  # `busy` is for a disk that refuses, not for a timer that has not come yet
+        if self._timer is None or (self._tail.units and self._tail.units[0].complete and not self._soon):
+            self._schedule()
+
+    def _weigh(self) -> None:
+        tail = self._tail
+        self.full = tail.pending_rows >= self._tail_rows or tail.pending_bytes >= self._tail_bytes
+
+    def _schedule(self) -> None:
+        """Write a complete unit soon, a small one after the interval, a refused one after a while."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._tail.units or self._db is None:
+            return
+        self._soon = self._tail.units[0].complete or self._failures > 0
+        delay = 0.0 if self._soon else self._interval_s
+        if self._failures:
+            delay = _RETRY_S[min(self._failures, len(_RETRY_S)) - 1]
+        self._timer = asyncio.get_running_loop().call_later(delay, self._flush)
 
     def _flush(self) -> None:
-        """Write one slice; come back for the next, or after a while where the disk refused."""
         self._timer = None
-        self._hurrying = False
-        if not self._tail.batches or self._db is None:
-            return
-        loop = asyncio.get_running_loop()
-        if not self._write_slice():
-            self._timer = loop.call_later(_RETRY_S[min(self._failures, len(_RETRY_S)) - 1], self._flush)
-        elif self._tail.batches:
-            self._timer = loop.call_soon(self._flush)
+        if self._tail.units and self._db is not None:
+            self._write_unit()
+        self._schedule()
 
-    def _write_slice(self) -> bool:
-        """Write the oldest batches down as one unit. False: refused for now, nothing was passed over."""
+    def _write_unit(self) -> bool:
+        """Write the oldest unit down. False: refused for now, nothing was passed over."""
         assert self._db is not None
-        count, offset, changes = self._tail.head(WRITE_ROWS, WRITE_BYTES)
-        batch = write_batch(changes)
-        batch.put(keys.OFFSET, keys.number(offset))
+        unit = self._tail.units[0]
+        batch = write_batch(unit)
         rows = len(batch)
         try:
             self._db.write(batch, self._write_options)
@@ -180,14 +177,15 @@ class RocksStore:
         self._failures = 0
         self.flushes += 1
         self.flushed_rows += rows
-        self.on_disk = offset
-        self._tail.drop(count, changes)
+        self.on_disk = unit.offset
+        self._tail.drop()
+        self._weigh()
         return True
 
     async def sync(self) -> int:
         target = self.offset
         while self.on_disk < target and self._db is not None:
-            await asyncio.sleep(0 if self._write_slice() else _RETRY_S[0])
+            await asyncio.sleep(0 if self._write_unit() else _RETRY_S[0])
         if self._db is None or self._synced == self.on_disk:
             return self._synced
         safe = self.on_disk
@@ -227,22 +225,22 @@ class RocksStore:
     # -- reading ---------------------------------------------------------------------------------
 
     def conversation(self, key: str) -> Conversation | None:
-        found = self._conversations.get(key, _MISSING)
-        if found is not _MISSING:
+        found = self._conversations.get(key, MISSING)
+        if found is not MISSING:
             return found
-        row = self._tail.conversations.get(key)
-        if row is None:
+        row: Conversation | None = self._tail.conversation(key)
+        if row is MISSING:
             raw = self._get(keys.conversation(key))
             row = decode_conversation(raw) if raw is not None else None
         self._conversations.put(key, row)
         return row
 
     def user(self, user: str) -> User | None:
-        found = self._users.get(user, _MISSING)
-        if found is not _MISSING:
+        found = self._users.get(user, MISSING)
+        if found is not MISSING:
             return found
-        row = self._tail.users.get(user)
-        if row is None:
+        row: User | None = self._tail.user(user)
+        if row is MISSING:
             raw = self._get(keys.user(user))
             row = decode_user(raw) if raw is not None else None
         self._users.put(user, row)
@@ -250,18 +248,18 @@ class RocksStore:
 
     def membership(self, user: str, conversation: str) -> Membership | None:
         at = (user, conversation)
-        found = self._memberships.get(at, _MISSING)
-        if found is not _MISSING:
+        found = self._memberships.get(at, MISSING)
+        if found is not MISSING:
             return found
-        row = self._tail.memberships.get(user, {}).get(conversation, _MISSING)
-        if row is _MISSING:
+        row: Membership | None = self._tail.membership(user, conversation)
+        if row is MISSING:
             raw = self._get(keys.memberships(user) + conversation.encode())
             row = decode_membership(raw) if raw is not None else None
         self._memberships.put(at, row)
         return row
 
     def find(self, sender: str, conversation: str, key: str) -> Sent | None:
-        found = self._tail.sent.get((sender, conversation, key))
+        found = self._tail.find((sender, conversation, key))
         if found is not None:
             return found
         raw = self._get(keys.sent(sender, conversation, key))
@@ -270,13 +268,13 @@ class RocksStore:
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         prefix = keys.members(group)
         rows = _scan(self._rows_from(prefix, keys.number(after + 1)), keys.read_number, limit,
-                     self._tail.members.get(group, {}), after)  # fmt: skip
+                     self._tail.members(group), after)  # fmt: skip
         return [(position, user.decode() if isinstance(user, bytes) else user) for position, user in rows]
 
     def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
         prefix = keys.memberships(user)
         rows = _scan(self._rows_from(prefix, after.encode() + b"\x00"), bytes.decode, limit,
-                     self._tail.memberships.get(user, {}), after)  # fmt: skip
+                     self._tail.memberships(user), after)  # fmt: skip
         return [(key, decode_membership(row) if isinstance(row, bytes) else row) for key, row in rows]
 
     def _rows_from(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -296,7 +294,7 @@ class RocksStore:
         self, conversation: str, low: int, high: int, limit: int, newest: bool = False
     ) -> list[Message]:
         high = min(high, _MAX_SEQ)
-        tail = self._tail.messages.get(conversation, ())
+        tail = self._tail.messages(conversation)
         border = tail[0].seq if tail else high + 1  # what is below is on disk
         if not newest:
             found = (
@@ -329,13 +327,13 @@ class RocksStore:
         count = size = 0
         while rows.valid() and rows.key().startswith(prefix):
             run = decode_run(rows.value())
-            if (run[-1][0] < low) if newest else (run[0][0] > high):
+            if (run[-1].seq < low) if newest else (run[0].seq > high):
                 return
-            for row in reversed(run) if newest else run:
-                if low <= row[0] <= high:
-                    yield Message(conversation, *row)
+            for message in reversed(run) if newest else run:
+                if low <= message.seq <= high:
+                    yield message
                     count += 1
-                    size += len(row[6])
+                    size += len(message.content)
                     if count >= limit or size >= READ_BYTES:
                         return
             if newest:
@@ -363,7 +361,7 @@ def _scan(
 ) -> list[tuple[Any, Any]]:
     """The first `limit` rows past `after`, the tail's `fresh` over those on disk (None deletes)."""
     found: dict[Any, Any] = {}
-    last = _MISSING
+    last = MISSING
     for key, value in rows:
         at = name(key)
         if at not in fresh:
@@ -372,6 +370,6 @@ def _scan(
                 last = at
                 break
     for at, value in fresh.items():
-        if value is not None and at > after and (last is _MISSING or at < last):
+        if value is not None and at > after and (last is MISSING or at < last):
             found[at] = value
     return sorted(found.items())[:limit]

@@ -1,68 +1,64 @@
-"""What a batch of changes is on disk: MessagePack rows, a run of one conversation's messages being one row."""
+"""What a unit of changes is on disk: MessagePack rows, a run of one conversation's messages being one row."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import msgspec
 from rocksdict import WriteBatch
 
-from hongyan.protocol.state import Changes, Conversation, Membership, Sent, User
+from hongyan.protocol.state import Conversation, Membership, Message, Sent, User
 from hongyan.store import keys
+from hongyan.store.tail import Unit
 
 RUN_BYTES = 64 * 1024  # one row of messages: reading one message decodes no more than this
 
 _encode = msgspec.msgpack.Encoder().encode
-Row = tuple[int, int, int, str, str, str, bytes]
-decode_run = msgspec.msgpack.Decoder(list[Row]).decode
+decode_run = msgspec.msgpack.Decoder(list[Message]).decode
 decode_conversation = msgspec.msgpack.Decoder(Conversation).decode
 decode_membership = msgspec.msgpack.Decoder(Membership).decode
 decode_user = msgspec.msgpack.Decoder(User).decode
 decode_sent = msgspec.msgpack.Decoder(Sent).decode
 
 
-def write_batch(changes: Changes) -> WriteBatch:
-    """The rows of `changes`, to be written as one unit."""
+def write_batch(unit: Unit) -> WriteBatch:
+    """The rows of `unit`, with its offset."""
     batch = WriteBatch(raw_mode=True)
-    put = batch.put
-    runs: dict[str, list[list[Row]]] = {}
-    sizes: dict[str, int] = {}
-    for message in changes.messages:
-        name, size = message.conversation, len(message.content)
-        row = (
-            message.seq,
-            message.id,
-            message.at,
-            message.sender,
-            message.key,
-            message.content_type,
-            message.content,
-        )
-        of = runs.get(name)
-        if of is None:
-            runs[name], sizes[name] = [[row]], size
-        elif sizes[name] + size > RUN_BYTES:
-            of.append([row])
-            sizes[name] = size
-        else:
-            of[-1].append(row)
-            sizes[name] += size
-    for name, of in runs.items():
+    put, encode = batch.put, _encode
+    for name, messages in unit.messages.items():
         prefix = keys.messages(name)
-        for run in of:
-            put(prefix + keys.number(run[0][0]), _encode(run))
-    for at, sent in changes.sent.items():
-        put(keys.sent(*at), _encode(sent))
-    for key, conversation in changes.conversations.items():
-        put(keys.conversation(key), _encode(conversation))
-    for user, found in changes.users.items():
-        put(keys.user(user), _encode(found))
-    for (user, key), membership in changes.memberships.items():
-        if membership is None:
-            batch.delete(keys.memberships(user) + key.encode())
-        else:
-            put(keys.memberships(user) + key.encode(), _encode(membership))
-    for (group, position), member in changes.members.items():
-        if member is None:
-            batch.delete(keys.members(group) + keys.number(position))
-        else:
-            put(keys.members(group) + keys.number(position), member.encode())
+        for run in _runs(messages) if len(messages) > 1 else (messages,):
+            put(prefix + keys.number(run[0].seq), encode(run))
+    for at, sent in unit.sent.items():
+        put(keys.sent(*at), encode(sent))
+    for key, conversation in unit.conversations.items():
+        put(keys.conversation(key), encode(conversation))
+    for user, found in unit.users.items():
+        put(keys.user(user), encode(found))
+    for user, rows in unit.memberships.items():
+        prefix = keys.memberships(user)
+        for key, membership in rows.items():
+            if membership is None:
+                batch.delete(prefix + key.encode())
+            else:
+                put(prefix + key.encode(), encode(membership))
+    for group, places in unit.members.items():
+        prefix = keys.members(group)
+        for position, member in places.items():
+            if member is None:
+                batch.delete(prefix + keys.number(position))
+            else:
+                put(prefix + keys.number(position), member.encode())
+    put(keys.OFFSET, keys.number(unit.offset))
     return batch
+
+
+def _runs(messages: list[Message]) -> Iterator[list[Message]]:
+    """Cut where a row would pass RUN_BYTES of content."""
+    begin = size = 0
+    for place, message in enumerate(messages):
+        size += len(message.content)
+        if size > RUN_BYTES and place > begin:
+            yield messages[begin:place]
+            begin, size = place, len(message.content)
+    yield messages[begin:]

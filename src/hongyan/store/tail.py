@@ -3,126 +3,132 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, TypeVar
+from typing import Any, Final
 
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
 
-K = TypeVar("K")
-V = TypeVar("V")
-_MISSING: Final = object()
-_MESSAGE_OVERHEAD = 500  # of a message beside its content: Struct, strings, places in the dicts
+UNIT_ROWS = 2_000
+UNIT_BYTES = 1 << 20
+MISSING: Final[Any] = object()
+_ROW_BYTES = 250  # of a row beside a message's content: Struct, strings, places in the dicts
+
+
+class Unit:
+    """Whole batches, merged, that are written as one. None deletes a row."""
+
+    __slots__ = (
+        "bytes",
+        "conversations",
+        "members",
+        "memberships",
+        "messages",
+        "offset",
+        "rows",
+        "sent",
+        "users",
+    )
+
+    def __init__(self) -> None:
+        self.offset = 0  # of the newest record in it
+        self.rows = 0  # to write: roughly, a bound and no account; so are `bytes`
+        self.bytes = 0
+        self.messages: dict[str, list[Message]] = {}  # by conversation, in seq order
+        self.sent: dict[tuple[str, str, str], Sent] = {}
+        self.conversations: dict[str, Conversation] = {}
+        self.users: dict[str, User] = {}
+        self.memberships: dict[str, dict[str, Membership | None]] = {}  # user -> conversation -> row
+        self.members: dict[str, dict[int, str | None]] = {}  # group -> position -> user
+
+    def add(self, offset: int, changes: Changes) -> None:
+        self.offset = offset
+        self.sent.update(changes.sent)
+        self.conversations.update(changes.conversations)
+        self.users.update(changes.users)
+        messages = self.messages
+        for message in changes.messages:
+            run = messages.get(message.conversation)
+            if run is None:
+                messages[message.conversation] = [message]
+            else:
+                run.append(message)
+        for (user, key), row in changes.memberships.items():
+            self.memberships.setdefault(user, {})[key] = row
+        for (group, position), member in changes.members.items():
+            self.members.setdefault(group, {})[position] = member
+        rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
+        rows += len(changes.memberships) + len(changes.members)
+        self.rows += rows
+        self.bytes += sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
+
+    @property
+    def complete(self) -> bool:
+        return self.rows >= UNIT_ROWS or self.bytes >= UNIT_BYTES
 
 
 class Tail:
-    """A queue of batches, and the same rows by key. A row is one object in both, so that writing an
-    older row down never hides a newer one."""
+    """Units in offset order. The oldest is written and dropped whole; the newest collects until it is complete."""
 
     def __init__(self) -> None:
-        self.batches: deque[tuple[int, Changes, int, int]] = deque()  # offset, changes, rows, bytes
-        self.conversations: dict[str, Conversation] = {}
-        self.users: dict[str, User] = {}
-        self.memberships: dict[str, dict[str, Membership | None]] = {}
-        self.members: dict[str, dict[int, str | None]] = {}
-        self.messages: dict[str, deque[Message]] = {}
-        self.sent: dict[tuple[str, str, str], Sent] = {}
-        # The newest deletion of a row, by offset: None is one object for all of them
-        self._left: dict[tuple[str, str], int] = {}
-        self._freed: dict[tuple[str, int], int] = {}
+        self.units: deque[Unit] = deque()
         self.pending_rows = 0
         self.pending_bytes = 0
 
     def add(self, offset: int, changes: Changes) -> None:
-        self.conversations.update(changes.conversations)
-        self.users.update(changes.users)
-        for (user, key), row in changes.memberships.items():
-            self.memberships.setdefault(user, {})[key] = row
-            if row is None:
-                self._left[user, key] = offset
-        for (group, position), member in changes.members.items():
-            self.members.setdefault(group, {})[position] = member
-            if member is None:
-                self._freed[group, position] = offset
-        messages = self.messages
-        for message in changes.messages:
-            kept = messages.get(message.conversation)
-            if kept is None:
-                kept = messages[message.conversation] = deque()
-            kept.append(message)
-        self.sent.update(changes.sent)
-        rows, size = _weight(changes)
-        self.batches.append((offset, changes, rows, size))
-        self.pending_rows += rows
-        self.pending_bytes += size
+        if not self.units or self.units[-1].complete:
+            self.units.append(Unit())
+        unit = self.units[-1]
+        rows, size = unit.rows, unit.bytes
+        unit.add(offset, changes)
+        self.pending_rows += unit.rows - rows
+        self.pending_bytes += unit.bytes - size
 
-    def head(self, max_rows: int, max_bytes: int) -> tuple[int, int, Changes]:
-        """(batches, last offset, merged changes) of the oldest batches: one at least, within the bounds."""
-        count = rows = size = 0
-        for offset, _, more_rows, more_size in self.batches:
-            if count and (rows + more_rows > max_rows or size + more_size > max_bytes):
-                break
-            count, rows, size, last = count + 1, rows + more_rows, size + more_size, offset
-        if count == 1:
-            return 1, last, self.batches[0][1]
-        merged = Changes()
-        for place in range(count):
-            changes = self.batches[place][1]
-            merged.messages += changes.messages
-            merged.sent.update(changes.sent)
-            merged.conversations.update(changes.conversations)
-            merged.users.update(changes.users)
-            merged.memberships.update(changes.memberships)
-            merged.members.update(changes.members)
-        return count, last, merged
+    def drop(self) -> None:
+        """Forget the oldest unit: it has been written."""
+        unit = self.units.popleft()
+        self.pending_rows -= unit.rows
+        self.pending_bytes -= unit.bytes
 
-    def drop(self, count: int, written: Changes) -> None:
-        """Forget the oldest `count` batches, whose rows, merged, are `written`."""
-        for _ in range(count):
-            last, _, rows, size = self.batches.popleft()
-            self.pending_rows -= rows
-            self.pending_bytes -= size
-        for key, conversation in written.conversations.items():
-            if self.conversations.get(key) is conversation:
-                del self.conversations[key]
-        for user, row in written.users.items():
-            if self.users.get(user) is row:
-                del self.users[user]
-        for message in written.messages:
-            kept = self.messages[message.conversation]
-            kept.popleft()
-            if not kept:
-                del self.messages[message.conversation]
-        for at, sent in written.sent.items():
-            if self.sent.get(at) is sent:
-                del self.sent[at]
-        for of, membership in written.memberships.items():
-            _forget(self.memberships, of, membership, self._left, last)
-        for place, member in written.members.items():
-            _forget(self.members, place, member, self._freed, last)
+    # MISSING: not in the tail. None: deleted.
 
+    def conversation(self, key: str) -> Any:
+        for unit in reversed(self.units):
+            if key in unit.conversations:
+                return unit.conversations[key]
+        return MISSING
 
-def _forget(
-    kept: dict[str, dict[K, V | None]],
-    at: tuple[str, K],
-    row: V | None,
-    deleted: dict[tuple[str, K], int],
-    last: int,
-) -> None:
-    """Drop `row` of a write that ended at `last` from `kept`, unless a newer one has its place."""
-    if row is None and at in deleted:
-        if deleted[at] > last:
-            return  # deleted again since
-        del deleted[at]
-    owner, name = at
-    rows = kept.get(owner)
-    if rows is not None and rows.get(name, _MISSING) is row:
-        del rows[name]
-        if not rows:
-            del kept[owner]
+    def user(self, user: str) -> Any:
+        for unit in reversed(self.units):
+            if user in unit.users:
+                return unit.users[user]
+        return MISSING
 
+    def membership(self, user: str, conversation: str) -> Any:
+        for unit in reversed(self.units):
+            row = unit.memberships.get(user, {}).get(conversation, MISSING)
+            if row is not MISSING:
+                return row
+        return MISSING
 
-def _weight(changes: Changes) -> tuple[int, int]:
-    """(rows, bytes) of a batch, roughly: bounds, not accounts."""
-    messages = changes.messages
-    rows = 2 * len(messages) + len(changes.conversations) + len(changes.memberships)
-    rows += len(changes.users) + len(changes.members)
-    return rows, sum(len(message.content) for message in messages) + _MESSAGE_OVERHEAD * rows // 2
+    def find(self, key: tuple[str, str, str]) -> Sent | None:
+        for unit in reversed(self.units):
+            if key in unit.sent:
+                return unit.sent[key]
+        return None
+
+    def memberships(self, user: str) -> dict[str, Membership | None]:
+        """The user's changed rows, by conversation."""
+        merged: dict[str, Membership | None] = {}
+        for unit in self.units:
+            merged.update(unit.memberships.get(user, {}))
+        return merged
+
+    def members(self, group: str) -> dict[int, str | None]:
+        """The group's changed places, by position."""
+        merged: dict[int, str | None] = {}
+        for unit in self.units:
+            merged.update(unit.members.get(group, {}))
+        return merged
+
+    def messages(self, conversation: str) -> list[Message]:
+        """The conversation's messages in the tail, in seq order, without a gap."""
+        return [message for unit in self.units for message in unit.messages.get(conversation, ())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -12,10 +12,11 @@ from hongyan.engine.engine import Engine
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
-from hongyan.link.base import Origin, PresenceState, Told
+from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
-from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected, Stored
+from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
 from hongyan.protocol.records import Record
+from hongyan.protocol.state import Message
 from memory_store import MemoryStore
 
 
@@ -62,17 +63,17 @@ class Gateway:
 
     def __init__(self) -> None:
         self.told: list[Told] = []
-        self.refused: list[tuple[Origin, WireError]] = []
+        self.refused: list[tuple[str, WireError]] = []
         self.replaced: list[int] = []
         self.states: list[tuple[int, dict[str, PresenceState]]] = []
         self.news = asyncio.Event()
 
-    def tell(self, told: Sequence[Told]) -> None:
+    def tell(self, told: Iterable[Told]) -> None:
         self.told += told
         self.news.set()
 
-    def refuse(self, origins: Sequence[Origin], error: WireError) -> None:
-        self.refused += [(origin, error) for origin in origins]
+    def refuse(self, sends: Sequence[tuple[int, str]], error: WireError) -> None:
+        self.refused += [(ref, error) for _, ref in sends]
         self.news.set()
 
     def replace(self, session: int) -> None:
@@ -82,9 +83,9 @@ class Gateway:
         self.states.append((session, dict(states)))
         self.news.set()
 
-    async def outcomes(self, count: int) -> list[Told]:
+    async def outcomes(self, count: int) -> list[Outcome]:
         async with asyncio.timeout(10):
-            while len(sent := [told for told in self.told if told.origin is not None]) < count:
+            while len(sent := [outcome for session, _, outcome in self.told if session]) < count:
                 self.news.clear()
                 await self.news.wait()
         return sent
@@ -142,11 +143,11 @@ async def test_nothing_is_told_before_the_journal_returns(world: World) -> None:
     await world.journal.appending.wait()
     world.send(1, "@bob", "two")
     world.send(2, "@alice", "three")
-    assert [told for told in world.gateway.told if told.origin] == []
+    assert [session for session, _, _ in world.gateway.told if session] == []
     world.journal.gate.set()
     sent = await world.gateway.outcomes(3)
-    assert [told.origin.ref for told in sent if told.origin] == ["one", "two", "three"]
-    assert [told.outcome.message.seq for told in sent if isinstance(told.outcome, Stored)] == [1, 2, 3]
+    assert [outcome.key for outcome in sent if isinstance(outcome, Message)] == ["one", "two", "three"]
+    assert [outcome.seq for outcome in sent if isinstance(outcome, Message)] == [1, 2, 3]
     sends = [entry for entry in world.journal.entries if type(entry.records[0]).__name__ == "Send"]
     assert [len(entry.records) for entry in sends] == [1, 2], "the second and third shared one commit"
     assert world.counters.ack_seconds.buckets()[-1] == ("+Inf", 3)
@@ -159,14 +160,14 @@ async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
     world.send(1, "@bob", "k")
     async with asyncio.timeout(10):
         await world.gateway.news.wait()
-    assert [(origin.ref, error.code) for origin, error in world.gateway.refused] == [("k", "unavailable")]
+    assert [(ref, error.code) for ref, error in world.gateway.refused] == [("k", "unavailable")]
     with pytest.raises(Refused) as refusal:
         await world.engine.create_group(1, "#g", "", "open")
     assert refusal.value.error.code == "unavailable"
     world.journal.failing = False
     world.send(1, "@bob", "k", retry=True)
-    (told,) = await world.gateway.outcomes(1)
-    assert isinstance(told.outcome, Stored) and told.outcome.message.seq == 1
+    (outcome,) = await world.gateway.outcomes(1)
+    assert isinstance(outcome, Message) and outcome.seq == 1
 
 
 async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: World) -> None:
@@ -178,11 +179,11 @@ async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: Wor
     world.clock.ms += 9_500
     async with asyncio.timeout(10):
         await world.gateway.news.wait()
-    assert [origin.ref for origin, _ in world.gateway.refused] == ["k"]
+    assert [ref for ref, _ in world.gateway.refused] == ["k"]
     world.journal.gate.set()
     world.send(1, "@bob", "k", retry=True)
-    (told,) = await world.gateway.outcomes(1)
-    assert isinstance(told.outcome, Duplicate), "it was kept after all, and is acknowledged once"
+    (outcome,) = await world.gateway.outcomes(1)
+    assert isinstance(outcome, Duplicate), "it was kept after all, and is acknowledged once"
 
 
 async def test_a_send_is_answered_in_time_also_while_cursors_wait_for_the_disk(world: World) -> None:
@@ -197,7 +198,7 @@ async def test_a_send_is_answered_in_time_also_while_cursors_wait_for_the_disk(w
     world.clock.ms += 9_500
     async with asyncio.timeout(5):
         await world.gateway.news.wait()
-    assert [(origin.ref, error.code) for origin, error in world.gateway.refused] == [("late", "unavailable")]
+    assert [(ref, error.code) for ref, error in world.gateway.refused] == [("late", "unavailable")]
 
 
 async def test_a_full_tail_says_busy(world: World) -> None:
@@ -314,14 +315,14 @@ async def test_groups_through_the_engine(world: World) -> None:
     assert refusal.value.error.code == "rate_limited"
     assert world.counters.limit_hits == {"membership_changes_per_minute": 1}
     assert (refusal.value.error.retry_after_ms or 0) > 0
-    events = [told.outcome.events for told in world.gateway.told if isinstance(told.outcome, GroupChanged)]
+    events = [outcome.events for _, _, outcome in world.gateway.told if isinstance(outcome, GroupChanged)]
     assert events[:2] == [(("joined", "alice"),), (("joined", "bob"),)]
 
 
 async def test_refusals_of_the_fold_reach_their_sender(world: World) -> None:
     world.send(1, "@nobody", "k")
-    (told,) = await world.gateway.outcomes(1)
-    assert isinstance(told.outcome, Rejected) and told.outcome.code == "unknown_user"
+    (outcome,) = await world.gateway.outcomes(1)
+    assert isinstance(outcome, Rejected) and outcome.code == "unknown_user"
 
 
 async def test_a_store_ahead_of_its_journal_is_refused(world: World) -> None:

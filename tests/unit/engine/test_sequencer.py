@@ -12,7 +12,8 @@ from hongyan.engine.sequencer import LATE_MS, Sequencer
 from hongyan.engine.window import Window
 from hongyan.protocol import records
 from hongyan.protocol.names import direct_key
-from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected, Stored, UserReady
+from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected, UserReady
+from hongyan.protocol.state import Message
 from memory_store import MemoryStore
 
 
@@ -27,10 +28,8 @@ class Fold:
         self.ids = 0
 
     def batch(self, batch: Sequence[records.Record], log_ms: int | None = None) -> list[Outcome]:
-        self.sequencer.begin()
         first = self.store.offset + 1
-        at = self.now if log_ms is None else log_ms
-        outcomes = [self.sequencer.fold(record, offset, at) for offset, record in enumerate(batch, first)]
+        outcomes = self.sequencer.fold(batch, first, self.now if log_ms is None else log_ms)
         self.store.apply(first + len(batch) - 1, self.sequencer.changes)
         return outcomes
 
@@ -60,8 +59,8 @@ class Fold:
 
 
 def seq_of(outcome: Outcome) -> int:
-    assert isinstance(outcome, Stored), outcome
-    return outcome.message.seq
+    assert isinstance(outcome, Message), outcome
+    return outcome.seq
 
 
 def code_of(outcome: Outcome) -> str:
@@ -82,9 +81,9 @@ def test_duplicates_inside_the_window_and_with_retry_for_ever() -> None:
     fold = Fold(span_ms=1000, limit=3)
     fold.login("alice"), fold.login("bob")
     first = fold.send("alice", "bob", "k")
-    assert isinstance(first, Stored)
+    assert isinstance(first, Message)
     again = fold.send("alice", "bob", "k")
-    assert isinstance(again, Duplicate) and again.sent.id == first.message.id
+    assert isinstance(again, Duplicate) and again.sent.id == first.id
     fold.now += 1001
     later = fold.send("alice", "bob", "k", retry=True)
     assert isinstance(later, Duplicate) and later.sent.seq == 1
@@ -113,7 +112,7 @@ def test_retry_in_the_same_batch_finds_what_the_window_has_dropped() -> None:
         for key, retry in (("a", False), ("b", False), ("a", True))
     ]
     kinds = [type(outcome) for outcome in fold.batch(batch)]
-    assert kinds == [Stored, Stored, Duplicate]
+    assert kinds == [Message, Message, Duplicate]
 
 
 def test_groups_decide_membership_at_their_place() -> None:
@@ -245,9 +244,8 @@ def test_a_replay_from_any_offset_comes_to_the_same(
     broken.sequencer = Sequencer(broken.store, broken.window)
     offset = 1
     for batch, log in zip(batches[:crash], logs, strict=False):
-        for record in batch:
-            broken.sequencer.remember(record, offset, log)
-            offset += 1
+        broken.sequencer.remember(batch, offset, log)
+        offset += len(batch)
     again = [broken.batch(batch, log) for batch, log in zip(batches[crash:], logs[crash:], strict=True)]
     assert again == outcomes[crash:]
     assert broken.store.snapshot() == whole.store.snapshot()

@@ -1,35 +1,27 @@
-"""The tail is written down bit by bit while newer rows come on top: no older write hides a newer row."""
+"""The tail is written down unit by unit while newer rows come on top: no older unit hides a newer row."""
 
 from __future__ import annotations
 
 import pytest
 
 from hongyan.protocol.state import Changes, Conversation, Membership, User
-from hongyan.store.tail import Tail
+from hongyan.store.tail import MISSING, UNIT_BYTES, UNIT_ROWS, Tail
 from store_rows import changes, message
 
 OLD, NEW, NEWEST = Membership(1, 1, 1), Membership(2, 2, 2), Membership(3, 3, 3)
 AT = ("alice", "#team")
 
 
-def write_one(tail: Tail) -> int:
-    count, last, written = tail.head(1, 1)
-    assert count == 1
-    tail.drop(count, written)
-    return last
+def add_as_unit(tail: Tail, offset: int, batch: Changes) -> None:
+    """Add a batch that completes its unit."""
+    tail.add(offset, batch)
+    unit = tail.units[-1]
+    tail.pending_rows += UNIT_ROWS - unit.rows
+    unit.rows = UNIT_ROWS
 
 
 def is_empty(tail: Tail) -> bool:
-    kept = (
-        tail.batches,
-        tail.conversations,
-        tail.users,
-        tail.memberships,
-        tail.members,
-        tail.messages,
-        tail.sent,
-    )
-    return not any(kept) and tail.pending_rows == tail.pending_bytes == 0
+    return not tail.units and tail.pending_rows == tail.pending_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -37,13 +29,19 @@ def is_empty(tail: Tail) -> bool:
     [[OLD, NEW], [OLD, None], [None, NEW], [None, None], [None, OLD, None], [OLD, None, NEW, None, NEWEST]],
     ids=str,
 )
-def test_a_membership_stays_the_newest_until_all_is_written(rows: list[Membership | None]) -> None:
+@pytest.mark.parametrize("apart", [True, False], ids=["units", "one unit"])
+def test_a_membership_stays_the_newest_until_all_is_written(
+    rows: list[Membership | None], apart: bool
+) -> None:
     tail = Tail()
     for offset, row in enumerate(rows, 1):
-        tail.add(offset, changes(memberships={AT: row}))
-    for offset in range(1, len(rows) + 1):
-        assert tail.memberships["alice"]["#team"] is rows[-1]
-        assert write_one(tail) == offset
+        (add_as_unit if apart else Tail.add)(tail, offset, changes(memberships={AT: row}))
+    while tail.units:
+        assert tail.membership(*AT) is rows[-1]
+        assert tail.memberships("alice") == {"#team": rows[-1]}
+        tail.drop()
+    assert tail.membership(*AT) is MISSING
+    assert tail.memberships("alice") == {}
     assert is_empty(tail)
 
 
@@ -53,57 +51,62 @@ def test_a_membership_stays_the_newest_until_all_is_written(rows: list[Membershi
 def test_a_place_in_a_group_stays_the_newest_until_all_is_written(rows: list[str | None]) -> None:
     tail = Tail()
     for offset, row in enumerate(rows, 1):
-        tail.add(offset, changes(members={("#team", 1): row}))
+        add_as_unit(tail, offset, changes(members={("#team", 1): row}))
     for _ in rows:
-        assert tail.members["#team"][1] is rows[-1]
-        write_one(tail)
+        assert tail.members("#team") == {1: rows[-1]}
+        tail.drop()
+    assert tail.members("#team") == {}
     assert is_empty(tail)
 
 
 def test_a_key_used_again_is_found_where_it_went_last() -> None:
     tail = Tail()
     for seq in (1, 2, 3):
-        tail.add(seq, changes(message("#team", seq, "same"), users={"alice": User(seq)}))
+        add_as_unit(tail, seq, changes(message("#team", seq, "same"), users={"alice": User(seq)}))
     for seq in (1, 2, 3):
-        assert tail.sent["alice", "#team", "same"].seq == 3
-        assert tail.users["alice"] == User(3)
-        assert tail.conversations["#team"] == Conversation(3, 3)
-        assert [kept.seq for kept in tail.messages["#team"]] == list(range(seq, 4))
-        write_one(tail)
+        found = tail.find(("alice", "#team", "same"))
+        assert found is not None
+        assert found.seq == 3
+        assert tail.user("alice") == User(3)
+        assert tail.conversation("#team") == Conversation(3, 3)
+        assert [kept.seq for kept in tail.messages("#team")] == list(range(seq, 4))
+        tail.drop()
+    assert tail.find(("alice", "#team", "same")) is None
+    assert tail.user("alice") is MISSING
+    assert tail.conversation("#team") is MISSING
     assert is_empty(tail)
 
 
-def test_batches_are_merged_whole_within_the_bounds() -> None:
+def test_a_unit_takes_whole_batches_until_it_is_complete() -> None:
     tail = Tail()
-    for offset in range(1, 7):
-        tail.add(offset, changes(message("#team", offset, size=1000), users={"alice": User(offset)}))
-    rows, size = tail.pending_rows // 6, tail.pending_bytes // 6
-    assert tail.head(1, 1 << 30)[:2] == (1, 1)  # one at least, however large
-    assert tail.head(3 * rows, 1 << 30)[:2] == (3, 3)
-    assert tail.head(3 * rows - 1, 1 << 30)[:2] == (2, 2)
-    assert tail.head(1000, 4 * size)[:2] == (4, 4)
-    count, last, merged = tail.head(1000, 1 << 30)
-    assert (count, last) == (6, 6)
-    assert [row.seq for row in merged.messages] == [1, 2, 3, 4, 5, 6]
-    assert merged.users == {"alice": User(6)}
-    tail.drop(count, merged)
-    assert is_empty(tail)
+    for offset in range(1, UNIT_ROWS):
+        tail.add(offset, changes(message("#team", offset), users={"alice": User(offset)}))
+        if len(tail.units) == 2:
+            break
+    first, second = tail.units
+    assert first.complete
+    assert UNIT_ROWS <= first.rows < UNIT_ROWS + 4  # a message, where it went, its conversation, a user
+    assert first.offset == offset - 1
+    assert [kept.seq for kept in first.messages["#team"]] == list(range(1, offset))
+    assert first.users == {"alice": User(offset - 1)}
+    assert second.offset == offset
+    assert tail.pending_rows == first.rows + second.rows
+    assert tail.pending_bytes == first.bytes + second.bytes
 
 
-def test_deletions_do_not_pile_up_in_a_tail_that_is_never_empty() -> None:
+def test_large_messages_complete_a_unit_by_their_bytes() -> None:
     tail = Tail()
-    for offset in range(1, 100):
-        tail.add(
-            offset, changes(memberships={(f"u{offset}", "#team"): None}, members={("#team", offset): None})
-        )
-        if offset > 2:
-            write_one(tail)
-            assert len(tail.memberships) == len(tail.members["#team"]) == 2
-            assert len(tail._left) == len(tail._freed) == 2
+    count = 0
+    while len(tail.units) < 2:
+        count += 1
+        tail.add(count, changes(message("#team", count, size=60_000)))
+    assert count == UNIT_BYTES // 60_000 + 2
+    assert tail.units[0].rows < UNIT_ROWS
 
 
 def test_an_empty_batch_is_written_too() -> None:
     tail = Tail()
     tail.add(5, Changes())
-    assert write_one(tail) == 5
+    assert tail.units[0].offset == 5
+    tail.drop()
     assert is_empty(tail)
