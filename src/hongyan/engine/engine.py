@@ -234,24 +234,39 @@ class Engine:
     # -- messages --------------------------------------------------------------------------------
 
     def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
-        user, now = self._session(session).user, self._now_ms()
-        record = records.Send(
-            self._snowflake.at(now), now, user, conversation_key(user, to), ref, content_type, content, retry
+        found = self._sessions.by_number.get(session) or self._session(session)
+        user, now = found.user, self._now_ms()
+        self._committer.admit(
+            records.Send(
+                self._snowflake.at(now),
+                now,
+                user,
+                conversation_key(user, to),
+                ref,
+                content_type,
+                content,
+                retry,
+            ),
+            session,
         )
-        self._committer.admit(record, session)
 
     def ack(self, session: int, acks: Mapping[str, int]) -> None:
-        found = self._session(session)
-        gathered = len(found.acks) if found.acks else 0
+        found = self._sessions.by_number.get(session) or self._session(session)
+        user, store, gathered = found.user, self._store, found.acks
         # rare: bound what one connection gathers
-        only_members = gathered > 0 and gathered + len(acks) > MAX_ENTRIES
+        only_members = gathered is not None and len(gathered) + len(acks) > MAX_ENTRIES
         for address, seq in acks.items():
-            key = conversation_key(found.user, address)
-            of = self._store.conversation(key)
-            if of is None or (only_members and self._store.membership(found.user, key) is None):
+            key = conversation_key(user, address)
+            of = store.conversation(key)
+            if of is None or (only_members and store.membership(user, key) is None):
                 continue
-            # clamped now: a message that comes later is not acknowledged by this
-            self._cursors.ack(found, key, seq if seq < of.last_seq else of.last_seq)
+            if seq > of.last_seq:  # clamped now: a message that comes later is not acknowledged by this
+                seq = of.last_seq
+            if gathered is None:
+                self._cursors.ack(found, key, seq)
+                gathered = found.acks
+            elif seq > gathered.get(key, 0):
+                gathered[key] = seq
 
     def _session(self, number: int) -> Session:
         session = self._sessions.get(number)

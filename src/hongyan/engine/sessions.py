@@ -65,14 +65,14 @@ class Sessions:
     """The table. A (user, device) has one session at most."""
 
     def __init__(self) -> None:
-        self._by_number: dict[int, Session] = {}
+        self.by_number: dict[int, Session] = {}
         self._by_user: dict[str, dict[str, Session]] = {}
 
     def __len__(self) -> int:
-        return len(self._by_number)
+        return len(self.by_number)
 
     def get(self, number: int) -> Session | None:
-        return self._by_number.get(number)
+        return self.by_number.get(number)
 
     def of(self, user: str, device: str) -> Session | None:
         return self._by_user.get(user, {}).get(device)
@@ -85,12 +85,12 @@ class Sessions:
         return len(self._by_user.get(user, ()))
 
     def add(self, session: Session) -> None:
-        self._by_number[session.number] = session
+        self.by_number[session.number] = session
         self._by_user.setdefault(session.user, {})[session.device] = session
 
     def remove(self, session: Session) -> None:
         """Idempotent; leaves a newer session of the same device alone."""
-        self._by_number.pop(session.number, None)
+        self.by_number.pop(session.number, None)
         devices = self._by_user.get(session.user)
         if devices is not None and devices.get(session.device) is session:
             del devices[session.device]

@@ -136,7 +136,8 @@ class Connection(FrameListener):
                 self._reject(self._unless_stranger(bad), bad.ref, now)
             return
         gateway = self.gateway
-        gateway.counters.requests += 1
+        counters = gateway.counters
+        counters.requests += 1
         kind = type(request)
         ref = request.message_id
         ready = self.state is State.READY
@@ -154,12 +155,16 @@ class Connection(FrameListener):
                 self.write_error(_LOGGED_IN, ref)
                 return
         try:
+            # The two kinds that come with every message go straight to the engine.
             if type(request) is SendMessage:
-                data = request.data
+                send = request.data
                 gateway.engine.send(
-                    self.session, request.message_id, data.to, data.content_type, data.content, data.retry
+                    self.session, request.message_id, send.to, send.content_type, send.content, send.retry
                 )
                 gateway.in_flight += 1
+            elif type(request) is Ack:
+                counters.delivery_acks += 1
+                gateway.engine.ack(self.session, request.data.acks)
             else:
                 later = HANDLERS[kind](self, request)
                 if later is not None:

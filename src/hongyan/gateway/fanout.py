@@ -132,7 +132,12 @@ class Fanout:
         if connection is not None:
             codec = connection.codec
             payload = codec.ack(message.key, address, message.seq, False, message.at, message.id)
-            self._push(connection, frame_of(codec, payload))
+            frame = frames.encode(BINARY if codec.binary else TEXT, payload)
+            outbox = connection.outbox
+            if not outbox.frames or outbox.held:
+                self._touched.append(connection)
+            outbox.frames.append(frame)
+            self._gathered += len(frame)
             counters.acks_sent += 1
         to = self.topics.get(address)
         if not direct:

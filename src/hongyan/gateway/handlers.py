@@ -10,7 +10,6 @@ from hongyan.gateway import frames
 from hongyan.gateway.fanout import presence_data
 from hongyan.link.base import Item
 from hongyan.protocol.requests import (
-    Ack,
     Conversations,
     CreateGroup,
     Heartbeat,
@@ -47,11 +46,6 @@ def _item(connection: Connection, item: Item) -> Any:
 
 def heartbeat(connection: Connection, request: Heartbeat) -> None:
     connection.push(connection.frame("heartbeat", _data(request.message_id, {})))
-
-
-def ack(connection: Connection, request: Ack) -> None:
-    connection.gateway.counters.delivery_acks += 1
-    connection.gateway.engine.ack(connection.session, request.data.acks)
 
 
 def presence(connection: Connection, request: Presence) -> None:
@@ -185,7 +179,6 @@ async def conversations(connection: Connection, request: Conversations) -> bytes
 HANDLERS: dict[type[Any], Handler] = {
     Login: login,
     Heartbeat: heartbeat,
-    Ack: ack,
     Presence: presence,
     CreateGroup: create_group,
     JoinGroup: join_group,

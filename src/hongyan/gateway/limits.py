@@ -25,6 +25,8 @@ class Rate:
 
     def take(self, now: float) -> float:
         """0.0 where the request conforms (and count it), else the seconds until one would."""
+        if not self._step:
+            return 0.0
         tat = self._tat
         if tat < now:
             tat = now
@@ -36,6 +38,8 @@ class Rate:
 
     def force(self, now: float) -> float:
         """Count a request that is served anyway. Returns the seconds until the next would conform."""
+        if not self._step:
+            return 0.0
         self._tat = (self._tat if self._tat > now else now) + self._step
         return max(self._tat - self._tolerance - now, 0.0)
 

@@ -34,6 +34,7 @@ _any_msgpack = msgspec.msgpack.Decoder(ext_hook=lambda code, data: None)
 _PATH = re.compile(r"at `(?:key in )?\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_QUOTE = ord('"')
 _KEEP = 70  # levels of JSON that a diagnosis looks at
 
 
@@ -63,7 +64,7 @@ def _checked(request: Request, check: Any) -> Request:
             content = bytes(data.content)
             if check is None:
                 content = from_msgpack(content)
-            else:
+            elif content[0] != _QUOTE or b"\\" in content:  # a plain string has nothing to check
                 check(content)
             data.content = content
         verify = CHECKS.get(type(request))

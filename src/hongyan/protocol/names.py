@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 _ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}", re.ASCII)
-_address = re.compile(r"[@#][A-Za-z0-9_.\-]{1,64}", re.ASCII).fullmatch
+match_address = re.compile(r"[@#][A-Za-z0-9_.\-]{1,64}", re.ASCII).fullmatch
 RESERVED_PREFIX = "hongyan."
 
 
@@ -34,7 +34,7 @@ def is_group_address(value: str) -> bool:
 
 def is_address(value: str) -> bool:
     """True for a user's or a group's address."""
-    return _address(value) is not None
+    return match_address(value) is not None
 
 
 def direct_key(a: str, b: str) -> str:
@@ -44,7 +44,10 @@ def direct_key(a: str, b: str) -> str:
 
 def conversation_key(viewer: str, address: str) -> str:
     """The key of what `viewer` (an id) calls `address` (valid `@user` or `#group`)."""
-    return address if address[0] == "#" else direct_key(viewer, address[1:])
+    if address[0] == "#":
+        return address
+    other = address[1:]
+    return f"{viewer}|{other}" if viewer <= other else f"{other}|{viewer}"
 
 
 def address_for(viewer: str, key: str) -> str:

@@ -10,7 +10,14 @@ import msgspec
 from msgspec import Meta, Raw
 
 from hongyan.errors import WireError, refused
-from hongyan.protocol.names import is_address, is_group_address, is_id, is_reserved, is_user_address
+from hongyan.protocol.names import (
+    is_address,
+    is_group_address,
+    is_id,
+    is_reserved,
+    is_user_address,
+    match_address,
+)
 
 MAX_MESSAGE_ID = 64
 MAX_USERS = 100
@@ -182,7 +189,7 @@ def _login(data: LoginData) -> None:
 
 
 def _send(data: SendData) -> None:
-    if not is_address(data.to):
+    if match_address(data.to) is None:
         raise refused("invalid_field", "to is @user or #group", "data.to")
     if data.content_type.startswith("hongyan."):
         raise refused("invalid_field", "hongyan.* is reserved", "data.content_type")
@@ -191,7 +198,8 @@ def _send(data: SendData) -> None:
 def _ack(data: AckData) -> None:
     name, seq = data.conversation, data.seq
     if name and seq is not None and not data.acks:  # the common form, with nothing else to look at
-        data.acks = {name: min(seq, SEQ_CEILING)} if is_address(name) else {}
+        if match_address(name) is not None:
+            data.acks = {name: seq if seq < SEQ_CEILING else SEQ_CEILING}
         return
     _need(len(data.acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
     if data.seq is not None:

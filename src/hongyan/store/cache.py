@@ -10,17 +10,18 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """Holds between `size` and 2 × `size` of the entries used last. None is a value (a known absence)."""
+    """Holds between `size` and 2 × `size` of the entries used last. None is a value (a known absence).
+    `young`, the newer generation, may be looked into directly, to save a call."""
 
-    __slots__ = ("_old", "_size", "_young")
+    __slots__ = ("_old", "_size", "young")
 
     def __init__(self, size: int) -> None:
         self._size = max(1, size)
-        self._young: dict[K, V] = {}
+        self.young: dict[K, V] = {}
         self._old: dict[K, V] = {}
 
     def get(self, key: K, default: V) -> V:
-        young = self._young
+        young = self.young
         if key in young:
             return young[key]
         if key in self._old:
@@ -30,12 +31,12 @@ class Cache(Generic[K, V]):
         return default
 
     def put(self, key: K, value: V) -> None:
-        self._young[key] = value
-        if len(self._young) >= self._size:
-            self._old, self._young = self._young, {}
+        self.young[key] = value
+        if len(self.young) >= self._size:
+            self._old, self.young = self.young, {}
 
     def update(self, entries: Mapping[K, V]) -> None:
         """Put them all (`size` may be passed by as many, once)."""
-        self._young.update(entries)
-        if len(self._young) >= self._size:
-            self._old, self._young = self._young, {}
+        self.young.update(entries)
+        if len(self.young) >= self._size:
+            self._old, self.young = self.young, {}

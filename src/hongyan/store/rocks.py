@@ -225,6 +225,8 @@ class RocksStore:
     # -- reading ---------------------------------------------------------------------------------
 
     def conversation(self, key: str) -> Conversation | None:
+        if (recent := self._conversations.young.get(key)) is not None:
+            return recent
         found = self._conversations.get(key, MISSING)
         if found is not MISSING:
             return found
