@@ -248,6 +248,7 @@ def flat_memory(wsload: Path, target: Target, minutes: float, rate: int) -> dict
         "rss_mb_last": megabytes[-1],
         "rss_mb_highest": max(megabytes),
         "mb_a_minute_after_quarter": round(slope, 2),
+        "rss_mb_each_minute": megabytes[::60],
         **{key: result[key] for key in ("cpu_us", "push_p99_ms", "sent", "unanswered", "errors", "closed")},
     }
 

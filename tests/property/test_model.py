@@ -22,7 +22,7 @@ from server_process import ServerProcess
 
 pytestmark = pytest.mark.slow
 USERS = 3
-LONG = bool(os.environ.get("HONGYAN_TEST_LONG") or os.environ.get("HONGYAN_LONG"))
+LONG = bool(os.environ.get("HONGYAN_TEST_LONG"))
 
 user = st.integers(0, USERS - 1)
 target = st.one_of(user, st.just("group"))

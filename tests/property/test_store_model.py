@@ -24,7 +24,7 @@ from hongyan.store.rocks import RocksStore
 from memory_store import MemoryStore
 from store_rows import changes, everything, message
 
-LONG = bool(os.environ.get("HONGYAN_TEST_LONG") or os.environ.get("HONGYAN_LONG"))
+LONG = bool(os.environ.get("HONGYAN_TEST_LONG"))
 USERS = ["a", "b", "bb"]
 NAMES = ["#a", "#ab", "a|b", "a|bb"]
 KEYS = ["k", "\x00", "a\x00k"]

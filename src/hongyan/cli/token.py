@@ -65,7 +65,13 @@ def token(users: tuple[str, ...], data_dir: Path | None, ttl: int, config: Path 
             raise ConfigError(
                 "jwt_public_key: this server takes only tokens of whoever holds that key's private half"
             )
+        new = not settings.data_dir.exists()
         signer = TokenSigner(settings, read_secret(settings.data_dir))
+        if new:  # right before the first start, else a slip of the pen
+            click.echo(
+                f"hongyan token: {settings.data_dir} is new: only a server started on it takes these tokens",
+                err=True,
+            )
     except ConfigError as error:
         for fault in str(error).splitlines():
             click.echo(f"hongyan token: {fault}", err=True)

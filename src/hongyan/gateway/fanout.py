@@ -209,7 +209,8 @@ class Fanout:
                 elif event == "left":
                     self.unsubscribe(connection, outcome.group)
             to = set(own)
-            if outcome.members <= self._event_max_members:
+            # One request may invite a hundred: that is for them to know, not a hundred events for each member.
+            if event != "invited" and outcome.members <= self._event_max_members:
                 to |= self.topics.get(outcome.group, set())
             data = {"group": outcome.group, "event": event, "user": user}
             self._broadcast(to, "group_event", data)

@@ -6,6 +6,7 @@ FLOOD_S = 5.0  # above the rate for so long without pause: 4429
 PAUSE_S = 1.0  # no refusal for so long is a pause
 MALFORMED = 10  # the tenth within a minute closes
 MINUTE_S = 60.0
+QUIET_BYTES = 1024  # of a message that cannot be read count like one acknowledgement
 
 
 class Rate:
@@ -36,11 +37,11 @@ class Rate:
         self._tat = tat + self._step
         return 0.0
 
-    def force(self, now: float) -> float:
-        """Count a request that is served anyway. Returns the seconds until the next would conform."""
+    def force(self, now: float, count: int = 1) -> float:
+        """Count requests that are served anyway. Returns the seconds until the next would conform."""
         if not self._step:
             return 0.0
-        self._tat = (self._tat if self._tat > now else now) + self._step
+        self._tat = (self._tat if self._tat > now else now) + count * self._step
         return max(self._tat - self._tolerance - now, 0.0)
 
     def floods(self, now: float) -> bool:

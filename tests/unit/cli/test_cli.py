@@ -120,7 +120,9 @@ def test_token_prints_one_a_line(run):
     answer = run("token", "alice", "bob", "--data-dir", "d", "--ttl", "15m")
     assert answer.exit_code == 0, answer.output
     assert [verify(line, "d") for line in answer.stdout.splitlines()] == ["alice", "bob"]
+    assert "d is new" in answer.stderr
     again = run("token", "alice", "--data-dir", "d")
+    assert again.stderr == ""
     assert verify(again.stdout.strip(), "d") == "alice"
 
 
