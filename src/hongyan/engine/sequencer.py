@@ -16,7 +16,7 @@ import msgspec
 from hongyan.engine import groups
 from hongyan.engine.window import Window
 from hongyan.protocol import records
-from hongyan.protocol.names import is_id
+from hongyan.protocol.names import is_direct_key
 from hongyan.protocol.outcomes import Done, Duplicate, Outcome, Rejected, UserReady
 from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, Sent, User
 
@@ -171,13 +171,15 @@ class Sequencer:
 
     def _open_direct(self, record: records.Send) -> Rejected | None:
         """The first message of two users: both become members for good."""
-        a, bar, b = record.conversation.partition("|")
-        if not bar or record.sender not in (a, b) or not (is_id(a) and is_id(b) and a <= b):
+        name, sender, state = record.conversation, record.sender, self._state
+        a, _, b = name.partition("|")
+        peer = b if a == sender else a
+        if not (is_direct_key(name) and sender in (a, b)):
             return Rejected("invalid_field", "not a conversation of the sender", "data.to")
-        if self._state.user(b if record.sender == a else a) is None:
+        if state.user(peer) is None:
             return Rejected("unknown_user", "no such user", "data.to")
-        for user in {a, b}:
-            self._state.changes.memberships[user, record.conversation] = Membership(1, record.at, 1)
+        memberships = state.changes.memberships
+        memberships[sender, name] = memberships[peer, name] = Membership(1, record.at, 1)
         return None
 
 
@@ -213,31 +215,35 @@ def _login(state: Overlay, record: records.Login) -> Outcome:
 
 def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
     """Move cursors forward: never back, never past the last `seq`, never in a foreign conversation."""
+    memberships, view = state.changes.memberships, state.view
+    whose, user = None, None
     for name, device_id, conversation, seq in record.acks:
-        user = state.user(name)
+        if name != whose:  # a device's acknowledgements stand together
+            whose, user = name, state.user(name)
         device = user.devices.get(device_id) if user is not None else None
-        row = state.membership(name, conversation) if device is not None else None
+        if user is None or device is None:
+            continue
+        at = (name, conversation)
+        row = memberships[at] if at in memberships else view.membership(name, conversation)
         of = state.conversation(conversation) if row is not None and row.position else None
-        if user is None or device is None or row is None or of is None:
+        if row is None or of is None:
             continue
         seq = min(seq, of.last_seq)
         if seq > row.cursors.get(device.number, 0) and seq >= row.first_seq:
             cursors = {**row.cursors, device.number: seq}
             if len(cursors) > len(user.devices):  # drop what forgotten devices left behind
                 known = {device.number for device in user.devices.values()}
-                cursors = {number: at for number, at in cursors.items() if number in known}
-            state.changes.memberships[name, conversation] = Membership(
-                row.first_seq, row.joined_at, row.position, cursors
-            )
-    for name, device_id, at in record.seen:
+                cursors = {number: far for number, far in cursors.items() if number in known}
+            memberships[at] = Membership(row.first_seq, row.joined_at, row.position, cursors)
+    for name, device_id, ms in record.seen:
         user = state.user(name)
         if user is None:
             continue
         devices = user.devices
         device = devices.get(device_id)
-        if device is not None and at > device.last_used:
-            devices = {**devices, device_id: Device(device.number, device.platform, at)}
+        if device is not None and ms > device.last_used:
+            devices = {**devices, device_id: Device(device.number, device.platform, ms)}
         state.changes.users[name] = msgspec.structs.replace(
-            user, devices=devices, last_seen=max(at, user.last_seen)
+            user, devices=devices, last_seen=max(ms, user.last_seen)
         )
     return Done()

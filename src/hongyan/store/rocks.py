@@ -238,6 +238,8 @@ class RocksStore:
         return row
 
     def user(self, user: str) -> User | None:
+        if (recent := self._users.young.get(user)) is not None:
+            return recent
         found = self._users.get(user, MISSING)
         if found is not MISSING:
             return found
@@ -250,6 +252,8 @@ class RocksStore:
 
     def membership(self, user: str, conversation: str) -> Membership | None:
         at = (user, conversation)
+        if (recent := self._memberships.young.get(at)) is not None:
+            return recent
         found = self._memberships.get(at, MISSING)
         if found is not MISSING:
             return found

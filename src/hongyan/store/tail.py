@@ -51,8 +51,13 @@ class Unit:
                 messages[message.conversation] = [message]
             else:
                 run.append(message)
+        memberships = self.memberships
         for (user, key), row in changes.memberships.items():
-            self.memberships.setdefault(user, {})[key] = row
+            rows_of = memberships.get(user)
+            if rows_of is None:
+                memberships[user] = {key: row}
+            else:
+                rows_of[key] = row
         for (group, position), member in changes.members.items():
             self.members.setdefault(group, {})[position] = member
         rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
