@@ -224,8 +224,12 @@ async def test_a_connection_by_single_bytes(login, name):
 
 
 async def test_many_connects_and_drops_leave_the_server_well(server, login, name):
-    for _ in range(10):
+    """Ten thousand; every other one is logged in when it drops."""
+    for _ in range(200):
         clients = await asyncio.gather(*(Outsider.connect(server.url) for _ in range(50)))
+        await asyncio.gather(
+            *(client.login(server.token(f"drop{n}")) for n, client in enumerate(clients[::2]))
+        )
         for client in clients:
             client.abort()
         await asyncio.gather(*(client.ws.wait_closed() for client in clients))
