@@ -14,6 +14,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,11 +127,16 @@ class SqliteJournal:
         return Entry(await future, log_ms, records)
 
     def read(self, after: int) -> Iterator[Entry]:
+        # A connection of its own: on one that two threads use, an error of the one may read as the other's.
+        with closing(sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)) as connection:
+            yield from self._read(connection, after)
+
+    def _read(self, connection: sqlite3.Connection, after: int) -> Iterator[Entry]:
         expected = 0
         while True:
             # One row a statement: no read stays open that would keep the log from being checkpointed.
             try:
-                row = self._connection.execute(
+                row = connection.execute(
                     "SELECT first, count, log_ms, checksum, records FROM batches WHERE first >= "
                     "coalesce((SELECT max(first) FROM batches WHERE first <= ?), 0) ORDER BY first LIMIT 1",
                     (after + 1,),
@@ -269,7 +275,7 @@ class SqliteJournal:
             "SELECT json_group_array(json_array(first, count, length(records))) "
             "FROM (SELECT * FROM batches ORDER BY first LIMIT ?)",
             (TRIM_ROWS + 1,),
-        ).fetchone()
+        ).fetchall()[0]
         rows = sorted(msgspec.json.decode(listed, type=list[tuple[int, int, int]]))
         below, size = 0, 0
         for number, (first, count, length) in enumerate(rows):
