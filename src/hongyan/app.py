@@ -74,7 +74,13 @@ async def _serve(settings: Settings) -> int:
                 f"{settings.data_dir} has a store but no journal: a part of it was lost; restore both from one backup"
             )
         counters = Counters()
-        journal = SqliteJournal.open(directory.journal_path)
+        journal = SqliteJournal.open(
+            directory.journal_path,
+            fixed={
+                "dedup_window_ms": str(settings.dedup_window_ms),
+                "dedup_window_messages": str(settings.dedup_window_messages),
+            },
+        )
         stack.push_async_callback(journal.close)
         store = RocksStore.open(
             directory.store_path, journal.identity, cache_conversations=settings.cache_conversations,
@@ -96,7 +102,15 @@ async def _serve(settings: Settings) -> int:
             fatal=_die,
         )
         began = time.monotonic()
-        found = await engine.recover()
+        recovery = loop.create_task(engine.recover())
+        stopped = loop.create_task(stop.wait())
+        await asyncio.wait({recovery, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            recovery.cancel()
+            await asyncio.wait({recovery})
+            log.info("stopped while replaying the journal; the next start goes on")
+            return 0
+        found = recovery.result()
         snowflake.raise_floor(time_ms(found.highest_id) + 1 if found.highest_id else 0)
         if found.replayed:
             log.info(

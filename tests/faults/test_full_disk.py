@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,3 +72,46 @@ async def test_a_full_disk_is_unavailable_then_service_resumes(server_factory, s
         await client.close()
     finally:
         server.kill()
+
+
+async def test_a_start_on_a_full_disk_says_so_and_can_be_stopped(server_factory, small_disk):
+    """The journal has what the store cannot take: the replay waits for room, and SIGTERM ends it."""
+    data = small_disk / "data"
+    server = server_factory(data_dir=data, rate_limit=0)
+    assert server.terminate() == 0
+    shutil.copytree(data / "store", small_disk / "old")
+    server.start()
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    for n in range(400):
+        await client.say("@a", f"{n}" + "x" * 20_000)
+    client.abort()
+    server.kill()
+    shutil.rmtree(data / "store")
+    (small_disk / "old").rename(data / "store")
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\x00" * 65536)
+        except OSError:
+            pass
+        file.truncate(file.tell() - (2 << 20))  # RocksDB opens with that, and takes no 8 MB
+    starved = server_factory(started=False, data_dir=data, tail_bytes=100_000)
+    process = starved.process = starved.spawn()
+    try:
+        deadline = time.monotonic() + 30
+        while "the store refuses a write" not in starved.log:
+            assert process.poll() is None, starved.log
+            assert time.monotonic() < deadline, starved.log
+            await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(starved.terminate) == 0
+        assert "stopped while replaying" in starved.log
+        ballast.unlink()
+        await asyncio.to_thread(starved.start, 60)
+        client = await Outsider.connect(starved.url)
+        await client.login(starved.token("a"))
+        assert len(await client.all_history("@a")) == 400
+        await client.close()
+    finally:
+        starved.kill()

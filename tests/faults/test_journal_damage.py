@@ -245,3 +245,13 @@ async def test_after_any_other_error_nothing_is_written(path: Path) -> None:
         await journal.trim(3)
     assert journal.last == 6
     await journal.close()
+
+
+async def test_settings_that_a_replay_hangs_on_stay_as_they_were(path: Path) -> None:
+    first = SqliteJournal.open(path, fixed={"dedup_window_ms": "300000"})
+    await first.close()
+    with pytest.raises(DataDirectoryError, match=r"dedup_window_ms is 5, but .* was made with 300000"):
+        SqliteJournal.open(path, fixed={"dedup_window_ms": "5"})
+    again = SqliteJournal.open(path, fixed={"dedup_window_ms": "300000"})
+    assert again.last == 6
+    await again.close()

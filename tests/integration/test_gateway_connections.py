@@ -14,9 +14,13 @@ from websockets.protocol import State
 
 from gateway_rig import running_gateway, told
 from hongyan.errors import WireError, refused
+from hongyan.gateway import fanout
+from hongyan.gateway.outbox import Outbox
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
 from hongyan.protocol.state import Message, Sent
 from outsider import JSON, MSGPACK, Outsider
+
+flush = Outbox.flush
 
 
 @asynccontextmanager
@@ -453,3 +457,53 @@ async def test_a_connection_closed_during_its_login_is_logged_out_when_the_engin
         async with asyncio.timeout(5):
             await engine.logged_out.wait()
         assert gateway.topics == {}
+
+
+@pytest.mark.parametrize("early", [1, 450, 600])  # bytes: a flush at the first, the fourth, the fifth frame
+async def test_events_to_a_slow_consumer_reach_the_others(monkeypatch, early):
+    """An event to many passes the bytes gathered at most, and one of them does not read."""
+    monkeypatch.setattr(fanout, "EARLY_BYTES", early)
+    async with (
+        running_gateway(manual=True, outbound_buffer_bytes=65536) as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+        client_of(gateway, "carol") as carol,
+    ):
+        for connection in gateway.sessions.values():
+            gateway.subscribe(connection, "#g")
+        slow = next(c for c in gateway.sessions.values() if c.user == "alice")
+        refusals = [False]
+        monkeypatch.setattr(
+            Outbox, "flush", lambda box: refusals.pop() if refusals and box is slow.outbox else flush(box)
+        )
+        events = [("joined", "dave"), ("left", "dave")] * 3
+        gateway.tell([told(GroupChanged("#g", "g", "open", "bob", 3, 0, 1, True, tuple(events)))])
+        assert slow.closed
+        monkeypatch.setattr(Outbox, "flush", flush)
+        for client in (bob, carol):
+            for event, user in events:
+                data = (await client.push("group_event"))["data"]
+                assert (data["event"], data["user"]) == (event, user)
+        assert (await alice.closed())[0] == 4430
+
+
+async def test_a_connection_that_cannot_be_written_to_costs_the_others_nothing(monkeypatch):
+    async with (
+        running_gateway(manual=True) as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+    ):
+        broken = next(c for c in gateway.sessions.values() if c.user == "alice")
+
+        def fail(box):
+            if box is broken.outbox:
+                raise RuntimeError("broken on purpose")
+            return flush(box)
+
+        monkeypatch.setattr(Outbox, "flush", fail)
+        gateway.tell([told(message(f"{user}|carol", 1, "carol")) for user in ("alice", "bob")])
+        assert (await bob.push("message"))["data"]["seq"] == 1
+        monkeypatch.setattr(Outbox, "flush", flush)
+        with pytest.raises(Exception):  # noqa: B017 - cut off, by whatever name the library has for it
+            await alice.push("message")
+        await bob.barrier()

@@ -36,13 +36,14 @@ _TOO_SLOW = WireError("unavailable", "storage does not answer in time; resend wi
 class _Batch:
     """What is committed as one."""
 
-    __slots__ = ("commands", "records", "sessions", "weight")
+    __slots__ = ("commands", "records", "sessions", "since", "weight")
 
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.sessions: list[int] = []  # who waits for each record: a send's session, 0 for no one
         self.commands: list[tuple[int, asyncio.Future[Outcome]]] = []  # (place in `records`, who waits)
         self.weight = 0  # bytes
+        self.since = 0  # monotonic ms: when the first record came
 
     def take_sends(self) -> list[tuple[int, str]]:
         """The sends that are waited for, as (session, ref); from then on no one waits for them."""
@@ -66,7 +67,7 @@ class Committer:
         counters: Counters,
         *,
         now_ms: Callable[[], int],
-        last_log_ms: int,
+        monotonic_ms: Callable[[], int],
         batch_records: int,
         batch_bytes: int,
         max_pending_bytes: int,
@@ -77,16 +78,16 @@ class Committer:
         self._sequencer = sequencer
         self._counters = counters
         self._now_ms = now_ms
+        self._monotonic_ms = monotonic_ms
         self._batch_records = batch_records
         self._batch_bytes = batch_bytes
         self._max_pending_bytes = max_pending_bytes
         self._fatal = fatal
-        self.last_log_ms = last_log_ms
+        self.last_log_ms = 0  # the journal's newest; set after recovery
         self.gateway: GatewayApi | None = None
         self._open = _Batch()  # collects
         self._full: deque[_Batch] = deque()  # are complete, and wait for their turn
         self._flying: _Batch | None = None  # is being made durable
-        self._flying_at = 0
         self._pending_bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
@@ -107,10 +108,11 @@ class Committer:
         Raises Refused (`busy` past the limits, `unavailable`): then nothing is stored."""
         self._add(record, session, RECORD_OVERHEAD + len(record.content))
 
-    async def submit(self, record: Record) -> Outcome:
-        """Admit any other record and wait for the outcome. Raises Refused (`busy`, `unavailable`)."""
+    async def submit(self, record: Record, weight: int = 0) -> Outcome:
+        """Admit any other record and wait for the outcome; `weight`: bytes beside the record itself.
+        Raises Refused (`busy`, `unavailable`)."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        batch = self._add(record, 0, RECORD_OVERHEAD)
+        batch = self._add(record, 0, RECORD_OVERHEAD + weight)
         batch.commands.append((len(batch.records) - 1, future))
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):
@@ -128,6 +130,8 @@ class Committer:
         if len(batch.records) >= self._batch_records or batch.weight >= self._batch_bytes:
             self._full.append(batch)
             batch = self._open = _Batch()
+        if not batch.records:
+            batch.since = self._monotonic_ms()
         batch.records.append(record)
         batch.sessions.append(session)
         batch.weight += weight
@@ -153,18 +157,23 @@ class Committer:
         self._task = None
 
     def expire(self) -> None:
-        """Answer the sends of a batch that the journal does not return (the engine calls it ten times a second)."""
-        if self._flying is not None and self._now_ms() - self._flying_at > ANSWER_MS:
-            for batch in (self._flying, *self._full, self._open):
-                late = batch.take_sends()
-                if late and self.gateway is not None:
-                    self.gateway.refuse(late, _TOO_SLOW)
+        """Answer the sends that have waited too long for the journal (the engine calls it ten times a second)."""
+        before = self._monotonic_ms() - ANSWER_MS
+        if self._open.records and self._open.since < before:
+            self._full.append(self._open)
+            self._open = _Batch()
+        for batch in (self._flying, *self._full):
+            if batch is None or batch.since >= before:
+                continue
+            late = batch.take_sends()
+            if late and self.gateway is not None:
+                self.gateway.refuse(late, _TOO_SLOW)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                if not self._open.records:
+                if not self._open.records and not self._full:
                     self._idle.set()
                     self._wake = loop.create_future()
                     await self._wake
@@ -178,8 +187,7 @@ class Committer:
 
     async def _commit(self) -> None:
         batch = self._flying = self._take()
-        self._flying_at = self._now_ms()
-        log_ms = max(self._flying_at, self.last_log_ms)
+        log_ms = max(self._now_ms(), self.last_log_ms)
         counters = self._counters
         began = time.perf_counter()
         try:

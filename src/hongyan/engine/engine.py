@@ -27,6 +27,8 @@ from hongyan.store.base import Store
 from hongyan.throttle import Throttle
 
 TICK_S = 0.1
+# Bytes. A further device starts where the user's others stand: it may write a row for every conversation.
+NEW_DEVICE_WEIGHT = 64 * 1024
 
 
 class Engine:
@@ -55,20 +57,21 @@ class Engine:
         self._window = Window(settings.dedup_window_ms, settings.dedup_window_messages)
         self._sequencer = Sequencer(store, self._window)
         self._committer = Committer(
-            journal, store, self._sequencer, counters, now_ms=now_ms, last_log_ms=0,
+            journal, store, self._sequencer, counters, now_ms=now_ms, monotonic_ms=monotonic_ms,
             batch_records=settings.batch_records, batch_bytes=settings.batch_bytes,
             max_pending_bytes=settings.max_pending_bytes, fatal=fatal,
         )  # fmt: skip
         self._sessions = Sessions()
         self._logging_in: dict[str, dict[int, str]] = {}  # user -> session number -> device
-        self._reader = Reader(store)
         self._cursors = CursorQueue(self._committer.submit, snowflake.next)
+        self._reader = Reader(store, self._cursors.acked)
         self._presence = Presence(
             self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
             max_subscriptions=settings.max_presence_subscriptions,
         )  # fmt: skip
         self._membership_changes = Throttle(settings.membership_changes_per_minute, monotonic=self._seconds)
         self._group_creations = Throttle(settings.group_creations_per_hour, 3600, monotonic=self._seconds)
+        self._safe = 0  # the offset that the store keeps whatever happens
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life ------------------------------------------------------------------------------------
@@ -138,16 +141,24 @@ class Engine:
             self._committer.expire()
 
     async def _checkpoint_forever(self) -> None:
-        """Make the store safe, then drop the journal's rows that neither it nor the window needs."""
-        safe = 0
         while True:
             await asyncio.sleep(self._settings.store_sync_interval_ms / 1000)
-            if safe < self._store.offset:
-                safe = await self._store.sync()
-            needed = self._window.oldest_offset(self._committer.last_log_ms)
-            upto = safe if needed is None else min(safe, needed - 1)
-            if upto >= self._journal.first:
-                await self._journal.trim(upto)
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Make the store safe, then drop the journal's rows that neither it nor the window needs.
+
+        After a crash the store stands at `offset` or later, and the window is rebuilt as it was there. So
+        what it needs is asked before the store is synced: meanwhile it moves on, and needs less.
+        """
+        offset, needed = self._store.offset, self._window.oldest_offset(self._committer.last_log_ms)
+        if self._safe < offset:
+            self._safe = await self._store.sync()
+            if self._safe < offset:  # a full disk; at what is safe the window reached further back
+                return
+        upto = offset if needed is None else min(offset, needed - 1)
+        if upto >= self._journal.first:
+            await self._journal.trim(upto)
 
     # -- accounts --------------------------------------------------------------------------------
 
@@ -181,7 +192,8 @@ class Engine:
                 record = records.Login(
                     self._snowflake.next(), self._now_ms(), user, device, platform, self._settings.max_devices
                 )
-                _raise_rejected(await self._committer.submit(record))
+                weight = NEW_DEVICE_WEIGHT if row is not None else 0
+                _raise_rejected(await self._committer.submit(record, weight))
                 row = self._store.user(user)
             if session not in logging_in:
                 raise refused("unavailable", "the connection is gone")
@@ -202,7 +214,6 @@ class Engine:
             self._presence.forget(old)
             self._sessions.remove(old)
             self._gateway.replace(old.number)
-        self._cursors.inherit(new)
         self._cursors.seen(user, device, self._now_ms())
         self._sessions.add(new)
         if not was_online:
@@ -252,9 +263,8 @@ class Engine:
 
     def ack(self, session: int, acks: Mapping[str, int]) -> None:
         found = self._sessions.by_number.get(session) or self._session(session)
-        user, store, gathered = found.user, self._store, found.acks
-        # rare: bound what one connection gathers
-        only_members = gathered is not None and len(gathered) + len(acks) > MAX_ENTRIES
+        user, store, gathered = found.user, self._store, self._cursors.of(found.owner)
+        only_members = len(gathered) + len(acks) > MAX_ENTRIES  # rare: bound what one device gathers
         for address, seq in acks.items():
             key = conversation_key(user, address)
             of = store.conversation(key)
@@ -262,10 +272,7 @@ class Engine:
                 continue
             if seq > of.last_seq:  # clamped now: a message that comes later is not acknowledged by this
                 seq = of.last_seq
-            if gathered is None:
-                self._cursors.ack(found, key, seq)
-                gathered = found.acks
-            elif seq > gathered.get(key, 0):
+            if seq > gathered.get(key, 0):
                 gathered[key] = seq
 
     def _session(self, number: int) -> Session:

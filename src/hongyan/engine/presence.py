@@ -92,7 +92,8 @@ class Presence:
 
     def _tell(self, user: str, state: PresenceState) -> None:
         states = {f"@{user}": state}
-        for session in self._watchers.get(user, ()):
+        # A copy: who does not read is closed by the push, and follows nobody any more.
+        for session in tuple(self._watchers.get(user, ())):
             if self._visible(user, session.user):
                 self.push(session.number, states)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from hongyan.engine.sessions import Session, SyncState
+from hongyan.engine.sessions import Owner, Session, SyncState
 from hongyan.errors import Refused, Retry, WireError, refused
 from hongyan.link.base import ConversationItem, ConversationsPage, HistoryPage, Item, SyncPage
 from hongyan.protocol.names import address_for, conversation_key
@@ -45,13 +45,15 @@ def item_bytes(message: Message) -> int:
 class Reader:
     """Read side of the engine. Every call checks membership anew."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, acked: Callable[[Owner, str], int]) -> None:
+        """`acked`: what a device acknowledged and the store may not have yet; 0: nothing."""
         self._store = store
+        self._acked = acked
 
     def cursor(self, session: Session, key: str, row: Membership) -> int:
         """The highest seq that this device has acknowledged, `first_seq` - 1 at least."""
         of = self._store.conversation(key)
-        pending = min(session.acked(key), of.last_seq) if of is not None else 0
+        pending = min(self._acked(session.owner, key), of.last_seq) if of is not None else 0
         return max(row.cursors.get(session.device_number, 0), pending, row.first_seq - 1)
 
     async def _rows(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
+
+Owner = tuple[str, str]  # user, device
 
 
 class SyncState(NamedTuple):
@@ -23,11 +25,10 @@ class Session:
     """One logged-in connection of (user, device). `device_number` names the device in cursors."""
 
     __slots__ = (
-        "acks",
         "device",
         "device_number",
-        "flying_acks",
         "number",
+        "owner",
         "session_id",
         "subscriptions",
         "sync",
@@ -39,26 +40,12 @@ class Session:
         self.number = number
         self.user = user
         self.device = device
+        self.owner = (user, device)  # whose cursors its acknowledgements move
         self.device_number = device_number
         self.session_id = session_id
-        self.acks: dict[str, int] | None = None  # conversation key -> seq, not yet in the journal
-        self.flying_acks: dict[str, int] | None = None  # the same, in a batch that is being committed
         self.subscriptions: set[str] | None = None  # users whose presence this connection follows
         self.sync: SyncState | None = None
         self.syncs = 0
-
-    def acked(self, conversation: str) -> int:
-        """What this device acknowledged and the store may not have yet; 0: nothing."""
-        acks, flying = self.acks, self.flying_acks
-        return max(acks.get(conversation, 0) if acks else 0, flying.get(conversation, 0) if flying else 0)
-
-    def add_acks(self, acks: Iterable[tuple[str, int]]) -> None:
-        mine = self.acks
-        if mine is None:
-            mine = self.acks = {}
-        for conversation, seq in acks:
-            if seq > mine.get(conversation, 0):
-                mine[conversation] = seq
 
 
 class Sessions:

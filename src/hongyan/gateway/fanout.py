@@ -88,6 +88,10 @@ class Fanout:
                     other(session, record, outcome)
             except Exception:  # one outcome that cannot be told must not hide the others
                 log.exception("cannot tell an outcome", outcome=type(outcome).__name__)
+            if (
+                self._gathered > EARLY_BYTES
+            ):  # between outcomes: writing may close a connection, which changes topics
+                self._flush()
         self._flush()
         self.answered()
 
@@ -197,8 +201,6 @@ class Fanout:
                 touched.append(connection)
             outbox.frames.append(frame)
             self.counters.pushes += 1
-        if self._gathered > EARLY_BYTES:
-            self._flush()
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:
@@ -233,11 +235,17 @@ class Fanout:
             self._touched.append(connection)
         outbox.frames.append(frame)
         self._gathered += len(frame)
-        if self._gathered > EARLY_BYTES:
-            self._flush()
 
     def _flush(self) -> None:
         touched, self._touched, self._gathered = self._touched, [], 0
         for connection in touched:
-            if not connection.outbox.flush():
-                connection.too_slow()
+            if connection.closed:
+                continue
+            try:
+                if not connection.outbox.flush():
+                    connection.too_slow()
+            except (
+                Exception
+            ):  # one connection that cannot be written to must not cost the others their frames
+                log.exception("cannot write to a connection", session=connection.session)
+                connection.wire.abort()

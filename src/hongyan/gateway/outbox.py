@@ -13,12 +13,12 @@ class Outbox:
     `limit` bounds what the peer has not taken yet: gathered here, in the transport and in libuv.
     """
 
-    __slots__ = ("_limit", "_size", "_transport", "frames", "held")
+    __slots__ = ("_counted", "_limit", "_size", "_transport", "frames", "held")
 
     def __init__(self, transport: asyncio.Transport, limit: int) -> None:
         self.frames: list[bytes] = []
         self.held = False
-        self._size = 0
+        self._counted = self._size = 0  # frames held back, and their bytes
         self._limit = limit
         self._transport = transport
         # The transport then says when a whole reply has room: it pauses past this, resumes at or below it.
@@ -52,16 +52,16 @@ class Outbox:
         frames = self.frames
         if not frames:
             return True
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
         if self.held:
-            self.frames = [data]
-            self._size = len(data)
-            return len(data) <= self._limit
+            self._size += sum(map(len, frames[self._counted :]))
+            self._counted = len(frames)
+            return self._size <= self._limit
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
         waiting = self._transport.get_write_buffer_size()
         if waiting and waiting + len(data) > self._limit:
             return False
         self.frames = []
-        self._size = 0
+        self._counted = self._size = 0
         self._transport.write(data)
         return True
 
@@ -79,5 +79,5 @@ class Outbox:
     def drop(self) -> None:
         """Forget what is gathered."""
         self.frames = []
-        self._size = 0
+        self._counted = self._size = 0
         self.held = False

@@ -94,6 +94,3 @@ class Changes:
         self.users: dict[str, User] = {}
         self.memberships: dict[tuple[str, str], Membership | None] = {}
         self.members: dict[tuple[str, int], str | None] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.messages or self.conversations or self.users or self.memberships or self.members)

@@ -8,7 +8,7 @@ so what is on disk is always the state at one offset. Nothing is fsynced but in 
 Reads are synchronous: `get` holds the GIL too (two threads take twice as long as one), for 1.6 µs from its
 cache and 0.5 µs where the bloom filters know of no such key, so a thread would cost more than it frees
 (`scripts/benchmark/store.py`). After a full disk RocksDB takes writes again by itself, some 5 s
-after as much as a write buffer (32 MiB) is free.
+after as much as its buffers hold (8 of 4 MiB) is free.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import structlog
 from rocksdict import AccessType, Rdict, ReadOptions, WriteBatch, WriteOptions
 
 from hongyan.errors import DataDirectoryError
@@ -36,11 +37,20 @@ from hongyan.store.rows import (
 )
 from hongyan.store.tail import MISSING, Tail
 
+log = structlog.get_logger("hongyan.store")
+
 VERSION = b"2"
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
-# A write that fails so is tried again; any other failure ends the process.
-_PASSING = ("no space", "incomplete", "stall", "busy", "try again", "shutdown in progress")
+# How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
+# Only the beginning: behind it may stand a path, with any words in it.
+_PASSING = (
+    "IO error: No space left on device",
+    "Result incomplete:",  # `no_slowdown`, and the write would have to wait
+    "Resource busy:",
+    "Operation failed. Try again.:",
+    "Shutdown in progress:",
+)
 
 _MAX_SEQ = 2**63
 
@@ -134,7 +144,7 @@ class RocksStore:
         self._weigh()
         if self.full and not self._failures:
             self._write_unit()  # `busy` is for a disk that refuses, not for a timer that has not come yet
-        if self._timer is None or (self._tail.units and self._tail.units[0].complete and not self._soon):
+        if self._timer is None or (self._tail.ready and not self._soon):
             self._schedule()
 
     def _weigh(self) -> None:
@@ -148,7 +158,7 @@ class RocksStore:
             self._timer = None
         if not self._tail.units or self._db is None:
             return
-        self._soon = self._tail.units[0].complete or self._failures > 0
+        self._soon = self._tail.ready or self._failures > 0
         delay = 0.0 if self._soon else self._interval_s
         if self._failures:
             delay = _RETRY_S[min(self._failures, len(_RETRY_S)) - 1]
@@ -169,11 +179,15 @@ class RocksStore:
         try:
             self._db.write(batch, self._write_options)
         except Exception as error:
+            if not self._failures:
+                log.warning("the store refuses a write, it is tried again", error=str(error))
             self._failures += 1
             self.flush_failures += 1
-            if not any(word in str(error).lower() for word in _PASSING):
+            if not passing(error):
                 self._fatal(error)
             return False
+        if self._failures:
+            log.info("the store takes writes again", after_refusals=self._failures)
         self._failures = 0
         self.flushes += 1
         self.flushed_rows += rows
@@ -193,7 +207,7 @@ class RocksStore:
         try:
             await asyncio.shield(self._fsync)
         except Exception as error:
-            if not any(word in str(error).lower() for word in _PASSING):
+            if not passing(error):
                 self._fatal(error)
             return self._synced
         self._synced = max(self._synced, safe)
@@ -346,6 +360,11 @@ class RocksStore:
                 rows.prev()
             else:
                 rows.next()
+
+
+def passing(error: Exception) -> bool:
+    """Whether trying again may help."""
+    return str(error).startswith(_PASSING)
 
 
 def _bounded(messages: list[Message], limit: int) -> list[Message]:

@@ -39,7 +39,7 @@ class Unit:
         self.memberships: dict[str, dict[str, Membership | None]] = {}  # user -> conversation -> row
         self.members: dict[str, dict[int, str | None]] = {}  # group -> position -> user
 
-    def add(self, offset: int, changes: Changes) -> None:
+    def add(self, offset: int, changes: Changes, rows: int, size: int) -> None:
         self.offset = offset
         self.sent.update(changes.sent)
         self.conversations.update(changes.conversations)
@@ -60,14 +60,23 @@ class Unit:
                 rows_of[key] = row
         for (group, position), member in changes.members.items():
             self.members.setdefault(group, {})[position] = member
-        rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
-        rows += len(changes.memberships) + len(changes.members)
         self.rows += rows
-        self.bytes += sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
+        self.bytes += size
 
     @property
     def complete(self) -> bool:
         return self.rows >= UNIT_ROWS or self.bytes >= UNIT_BYTES
+
+    def has_room(self, rows: int, size: int) -> bool:
+        """A batch is never divided; one that is larger than a unit is a unit alone."""
+        return not self.rows or (self.rows + rows <= UNIT_ROWS and self.bytes + size <= UNIT_BYTES)
+
+
+def weigh(changes: Changes) -> tuple[int, int]:
+    """Rows and bytes to write."""
+    rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
+    rows += len(changes.memberships) + len(changes.members)
+    return rows, sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
 
 
 class Tail:
@@ -79,13 +88,17 @@ class Tail:
         self.pending_bytes = 0
 
     def add(self, offset: int, changes: Changes) -> None:
-        if not self.units or self.units[-1].complete:
+        rows, size = weigh(changes)
+        if not self.units or not self.units[-1].has_room(rows, size):
             self.units.append(Unit())
-        unit = self.units[-1]
-        rows, size = unit.rows, unit.bytes
-        unit.add(offset, changes)
-        self.pending_rows += unit.rows - rows
-        self.pending_bytes += unit.bytes - size
+        self.units[-1].add(offset, changes, rows, size)
+        self.pending_rows += rows
+        self.pending_bytes += size
+
+    @property
+    def ready(self) -> bool:
+        """The oldest unit takes no more."""
+        return len(self.units) > 1 or (bool(self.units) and self.units[0].complete)
 
     def drop(self) -> None:
         """Forget the oldest unit: it has been written."""

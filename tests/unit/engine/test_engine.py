@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 import pytest
 
 from hongyan.config import Settings
+from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
@@ -15,7 +16,7 @@ from hongyan.journal.base import Entry
 from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
-from hongyan.protocol.records import Record
+from hongyan.protocol.records import Cursors, Record
 from hongyan.protocol.state import Message
 from memory_store import MemoryStore
 
@@ -107,6 +108,7 @@ class World:
             MemoryStore(),
             Gateway(),
         )
+        self.skew = 0  # ms that the wall clock is off the monotonic one
         self.failures: list[BaseException] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
         self.counters = Counters()
@@ -115,7 +117,7 @@ class World:
     def new_engine(self) -> Engine:
         return Engine(
             self.settings, self.journal, self.store, Snowflake(1, self.clock), self.counters,
-            now_ms=self.clock, monotonic_ms=self.clock, fatal=self.failures.append,
+            now_ms=lambda: self.clock.ms + self.skew, monotonic_ms=self.clock, fatal=self.failures.append,
         )  # fmt: skip
 
     def send(self, session: int, to: str, key: str, retry: bool = False) -> None:
@@ -330,3 +332,133 @@ async def test_a_store_ahead_of_its_journal_is_refused(world: World) -> None:
     world.journal.entries.clear()
     with pytest.raises(DataDirectoryError, match="ahead of the journal"):
         await world.new_engine().recover()
+
+
+async def test_a_send_behind_a_slow_batch_waits_no_longer_than_the_first(world: World) -> None:
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "flying")
+    await world.journal.appending.wait()
+    world.send(1, "@bob", "waiting")
+    world.clock.ms += 6_000
+    world.skew = -3_600_000  # the wall clock steps back
+    world.journal.appending.clear()
+    world.journal.gate.set()
+    await world.gateway.outcomes(1)
+    world.journal.gate.clear()
+    await world.journal.appending.wait()  # now the second flies, 0 s; and it has waited since it came
+    world.gateway.news.clear()
+    world.clock.ms += 3_100
+    async with asyncio.timeout(10):
+        await world.gateway.news.wait()
+    assert [(ref, error.code) for ref, error in world.gateway.refused] == [("waiting", "unavailable")]
+
+
+async def test_acks_refused_after_the_device_came_anew_are_written_with_its_next(world: World) -> None:
+    world.send(2, "@alice", "k")
+    world.send(1, "@alice", "k")
+    await world.gateway.outcomes(2)
+    queue = world.engine._cursors
+    world.journal.gate.clear()
+    world.engine.ack(1, {"@bob": 1})
+    writing = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    await asyncio.sleep(0)
+    world.engine.logout(1)
+    await world.engine.login(9, "alice", "a1", "")
+    world.journal.failing = True
+    world.journal.gate.set()
+    await writing
+    world.engine.ack(9, {"@alice": 1})
+    world.journal.failing = False
+    await queue.flush(world.clock.ms, all_of_them=True)
+    number = world.store.users["alice"].devices["a1"].number
+    for key in ("alice|bob", "alice|alice"):
+        assert world.store.rows["alice", key].cursors == {number: 1}
+
+
+async def test_a_cancelled_cursor_write_keeps_what_it_had(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    queue = world.engine._cursors
+    await queue.flush(world.clock.ms, all_of_them=True)
+    world.journal.gate.clear()
+    world.engine.ack(1, {"@bob": 1})
+    queue.seen("alice", "a1", world.clock.ms + 7)
+    holder = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    waiter = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    await asyncio.sleep(0)
+    for task in (waiter, holder):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    world.journal.gate.set()
+    await queue.flush(world.clock.ms, all_of_them=True)
+    device = world.store.users["alice"].devices["a1"]
+    assert device.last_used == world.clock.ms + 7
+    assert world.store.rows["alice", "alice|bob"].cursors == {device.number: 1}
+
+
+async def test_cursor_records_are_bounded(world: World) -> None:
+    queue = world.engine._cursors
+    queue.of(("alice", "a1")).update({f"#{n}": 1 for n in range(MAX_ENTRIES * 2 + 1)})
+    for n in range(MAX_ENTRIES + 1):
+        queue.seen(f"u{n}", "d", 1)
+    await queue.flush(world.clock.ms, all_of_them=True)
+    written = [r for entry in world.journal.entries for r in entry.records if isinstance(r, Cursors)]
+    assert max(max(len(record.acks), len(record.seen)) for record in written) == MAX_ENTRIES
+    assert sum(len(record.acks) for record in written) == MAX_ENTRIES * 2 + 1
+    assert sum(len(record.seen) for record in written) >= MAX_ENTRIES + 1
+    assert len(queue) == 0
+
+
+async def test_a_follower_that_is_closed_by_the_push_hurts_nobody(world: World) -> None:
+    await world.engine.login(3, "carol", "c1", "")
+    for session in (1, 3):
+        world.engine.presence(session, ["@dave"], True)
+    told: list[int] = []
+
+    def push(session: int, states: Mapping[str, PresenceState]) -> None:
+        told.append(session)
+        world.engine.logout(session)
+
+    world.engine._presence.push = push
+    await world.engine.login(4, "dave", "d1", "")
+    assert sorted(told) == [1, 3]
+
+
+async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store syncs, a batch comes that makes the window forget; a crash may still lose that batch."""
+    world.send(1, "@bob", "old")
+    await world.gateway.outcomes(1)
+    held = world.store.offset
+    synced = world.store.sync
+    moment = world.settings.dedup_window_ms + 1
+
+    async def sync() -> int:
+        safe = await synced()
+        world.clock.ms += moment
+        world.send(1, "@bob", "new")
+        await world.gateway.outcomes(2)
+        return safe
+
+    monkeypatch.setattr(world.store, "sync", sync)
+    await world.engine._checkpoint()
+    assert world.journal.first <= held, "a replay from there has to know the old message"
+
+
+async def test_a_refused_sync_trims_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.send(1, "@bob", "old")
+    await world.gateway.outcomes(1)
+    first = world.journal.first
+    world.clock.ms += world.settings.dedup_window_ms + 1
+    world.send(1, "@bob", "new")
+    await world.gateway.outcomes(2)
+
+    async def sync() -> int:
+        return 1
+
+    monkeypatch.setattr(world.store, "sync", sync)
+    await world.engine._checkpoint()
+    assert world.journal.first == first

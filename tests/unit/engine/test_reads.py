@@ -18,7 +18,8 @@ class World:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
-        self.reader = Reader(self.store)
+        self.acks: dict[str, int] = {}
+        self.reader = Reader(self.store, lambda owner, key: self.acks.get(key, 0))
         changes = Changes()
         changes.users = {name: User(1) for name in ("alice", "bob", "carol")}
         self.store.apply(1, changes)
@@ -73,7 +74,7 @@ async def test_given_cursors_replace_the_devices_and_stay_above_first_seq() -> N
     world = World()
     world.fill("bob", AB, 5)
     world.fill("bob", "#g", 4, first_seq=3)
-    world.session.add_acks([(AB, 4)])
+    world.acks[AB] = 4
     assert await world.sync_all(9) == [("#g", 3), ("#g", 4), ("@bob", 5)]
     assert await world.sync_all(9, {"@bob": 2, "#g": 0}) == [
         ("#g", 3), ("#g", 4), ("@bob", 3), ("@bob", 4), ("@bob", 5),
@@ -85,7 +86,7 @@ async def test_acks_and_new_messages_do_not_change_a_sync_under_way() -> None:
     world.fill("bob", "#g", 2)
     world.fill("bob", AB, 3)
     first = await world.reader.sync(world.session, 1, {}, None)
-    world.session.add_acks([(AB, 3), ("#g", 2)])
+    world.acks.update({AB: 3, "#g": 2})
     world.fill("bob", "#g", 1)
     rest = await world.reader.sync(world.session, 500, {}, first.page)
     got = [(item.conversation, item.message.seq) for item in (*first.items, *rest.items)]

@@ -71,3 +71,13 @@ def test_room_is_for_a_reply_of_the_greatest_size():
     transport.write(b"x")
     assert not box.has_room
     assert transport.limits == (100, 100)
+
+
+def test_what_is_held_is_counted_once_and_joined_at_the_end():
+    box, _ = outbox(100)
+    box.hold()
+    for _ in range(10):
+        assert box.write(b"0123456789")
+    assert len(box.frames) == 10
+    assert box.backlog == 100
+    assert not box.write(b"x")

@@ -84,8 +84,8 @@ def test_a_unit_takes_whole_batches_until_it_is_complete() -> None:
         if len(tail.units) == 2:
             break
     first, second = tail.units
-    assert first.complete
-    assert UNIT_ROWS <= first.rows < UNIT_ROWS + 4  # a message, where it went, its conversation, a user
+    assert UNIT_ROWS - 4 < first.rows <= UNIT_ROWS  # a message, where it went, its conversation, a user
+    assert tail.ready
     assert first.offset == offset - 1
     assert [kept.seq for kept in first.messages["#team"]] == list(range(1, offset))
     assert first.users == {"alice": User(offset - 1)}
@@ -100,7 +100,7 @@ def test_large_messages_complete_a_unit_by_their_bytes() -> None:
     while len(tail.units) < 2:
         count += 1
         tail.add(count, changes(message("#team", count, size=60_000)))
-    assert count == UNIT_BYTES // 60_000 + 2
+    assert count == UNIT_BYTES // 61_000 + 1
     assert tail.units[0].rows < UNIT_ROWS
 
 
@@ -110,3 +110,11 @@ def test_an_empty_batch_is_written_too() -> None:
     assert tail.units[0].offset == 5
     tail.drop()
     assert is_empty(tail)
+
+
+def test_a_batch_larger_than_a_unit_is_one_alone() -> None:
+    tail = Tail()
+    tail.add(1, changes(message("#team", 1)))
+    tail.add(2, changes(*[message("#team", seq) for seq in range(2, UNIT_ROWS + 2)]))
+    tail.add(3, changes(message("#team", UNIT_ROWS + 2)))
+    assert [unit.offset for unit in tail.units] == [1, 2, 3]
