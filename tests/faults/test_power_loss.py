@@ -32,13 +32,13 @@ class Disk:
     def lose_power(self, chance: random.Random | None = None) -> None:
         """The directory becomes its shadow. With `chance`, unsynced tails of WALs survive in part."""
         tails = []
-        for file in self.shadow.rglob("*-wal"):
+        for file in self.shadow.rglob("*-wal"):  # named for good
             real = self.data / file.relative_to(self.shadow)
             if chance is not None and real.exists() and real.stat().st_size > file.stat().st_size:
                 length = chance.randint(file.stat().st_size, real.stat().st_size)
                 tails.append((real.relative_to(self.data), real.read_bytes()[:length]))
         shutil.rmtree(self.data)
-        for leftover in self.shadow.rglob("*.shadow-new"):
+        for leftover in self.shadow.rglob("*.shadow-*"):  # half copied, or a name no directory was synced for
             leftover.unlink()
         shutil.copytree(self.shadow, self.data)
         for path, content in tails:
