@@ -218,3 +218,22 @@ async def test_a_page_nobody_gave_is_refused(server_factory, enter):
     for kind in ("conversations", "sync_offline"):
         answer = await alice.refused(kind, {"page": "nonsense"})
         assert (answer["code"], answer["field"]) == ("invalid_field", "data.page")
+
+
+async def test_reads_wait_for_room_while_pushes_come(server_factory, enter):
+    """Ten replies of up to 512 KiB are asked for at once; what is pushed meanwhile finds its place."""
+    server = server_factory(rate_limit=0)
+    alice, bob = await enter(server, "alice"), await enter(server, "bob")
+    for n in range(20):
+        await alice.say("@bob", f"{n}" + "x" * 50_000)
+    await bob.barrier()
+    bob.unread.clear()
+    bob.ws.transport.pause_reading()
+    refs = [await bob.send("history", {"conversation": "@alice", "limit": 20}) for _ in range(10)]
+    for n in range(50):
+        await alice.say("@bob", f"live {n}")
+    bob.ws.transport.resume_reading()
+    for ref in refs:
+        assert (await bob.reply(ref))["type"] == "history"
+    pushes = [await bob.push("message") for _ in range(50)]
+    assert [push["data"]["seq"] for push in pushes] == list(range(21, 71))
