@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from hongyan.errors import Refused
-from hongyan.protocol.content import MAX_DEPTH, check_json
+from hongyan.protocol.content import MAX_DEPTH, check_json, from_msgpack
 
 SIZE = 64 * 1024
 EMPTY_LISTS = b"[" + b"[]," * (SIZE // 3) + b"[]]"
@@ -19,7 +22,7 @@ ESCAPES = b"[" + b'"\\ud83d\\ude00",' * (SIZE // 15) + b'"\\u0041"]'
 TOO_DEEP = b"[" * (SIZE // 2) + b"]" * (SIZE // 2)
 
 
-def calls_of(content: bytes) -> int:
+def calls_of(content: bytes, check: Callable[[bytes], object] = check_json) -> int:
     """Calls, of Python and of C, that the check makes."""
     count = 0
 
@@ -27,13 +30,15 @@ def calls_of(content: bytes) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
+    gc.disable()  # its callbacks are calls too
     sys.setprofile(counted)
     try:
-        check_json(content)
+        check(content)
     except Refused:
         pass
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 
@@ -42,6 +47,12 @@ def calls_of(content: bytes) -> int:
 )
 def test_the_check_makes_few_calls_however_many_parts_there_are(content: bytes) -> None:
     assert calls_of(content) < 100 + 2 * MAX_DEPTH
+
+
+@pytest.mark.parametrize("parts", [[None], [[]], [{}], [1.5], [{"a": [1]}]], ids=str)
+def test_so_it_is_with_messagepack(parts: list[object]) -> None:
+    content = msgspec.msgpack.encode(parts * (SIZE // len(msgspec.msgpack.encode(parts[0]))))
+    assert calls_of(content, from_msgpack) < 100 + 2 * MAX_DEPTH
 
 
 @pytest.mark.parametrize("content", [EMPTY_LISTS, STACKS, EXPONENTS, ESCAPES], ids=lambda c: str(c[:12]))
