@@ -31,7 +31,11 @@ class Workload:
 
     async def open(self, user: str, device: str = "d1") -> Outsider:
         client = await Outsider.connect(self.server.url)
-        await client.login(self.server.token(user), device)
+        try:
+            await client.login(self.server.token(user), device)
+        except BaseException:  # the server may end in between
+            client.abort()
+            raise
         self.devices.add((user, device))
         return client
 
