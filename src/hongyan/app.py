@@ -73,6 +73,7 @@ async def _serve(settings: Settings) -> int:
             raise DataDirectoryError(
                 f"{settings.data_dir} has a store but no journal: a part of it was lost; restore both from one backup"
             )
+        secret = directory.secret()
         counters = Counters()
         journal = SqliteJournal.open(
             directory.journal_path,
@@ -116,7 +117,6 @@ async def _serve(settings: Settings) -> int:
             log.info(
                 "replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3)
             )
-        secret = directory.secret()
         gateway = Gateway(
             settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tomllib
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "HONGYAN_"
@@ -53,6 +54,21 @@ def _path(value: object) -> object:
     return value
 
 
+def _host(value: str) -> str:
+    """An address, or a name that has one now: what cannot be listened on is said before anything is made."""
+    try:
+        socket.getaddrinfo(value, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise ValueError("neither an address nor a name that has one") from None
+    return value
+
+
+def _one(value: int) -> int:
+    if value != 1:
+        raise ValueError("this version runs in one process, so only 1 is possible")
+    return value
+
+
 MiB = 1024 * 1024
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Port = Annotated[Int, Field(ge=0, le=65535)]
@@ -72,12 +88,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: Text = "127.0.0.1"
+    host: Annotated[Text, AfterValidator(_host)] = "127.0.0.1"
     port: Port = 8080
     http_port: Port = 8081
     data_dir: File = Path("hongyan-data")
     node_id: Annotated[Int, Field(ge=0, le=1023)] = 1
-    workers: Positive = 1
+    workers: Annotated[Int, AfterValidator(_one)] = 1
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = "auto"
 

@@ -28,7 +28,7 @@ from hongyan.errors import DataDirectoryError
 
 FORMAT = 1
 SECRET_BYTES = 32
-_LOCK, _FORMAT, _SECRET = "LOCK", "format", "secret"
+_LOCK, _FORMAT, _SECRET, _JOURNAL = "LOCK", "format", "secret", "journal.db"
 _MARK_CHECK = 0xA5A5_A5A5_5A5A_5A5A  # tells a clock mark from zeros or foreign bytes
 _TEMPORARY = ".hongyan-"
 _LEFTOVER_S = 3600
@@ -70,13 +70,14 @@ class DataDirectory:
         return cls(path, lock, identity)
 
     def secret(self) -> bytes:
-        """The key that signs tokens, created at the first call. Raises DataDirectoryError."""
+        """The key that signs tokens, created at the first call, which comes before the journal's creation.
+        Raises DataDirectoryError."""
         with _explained(self.path):
             return _secret(self.path)
 
     @property
     def journal_path(self) -> Path:
-        return self.path / "journal.db"
+        return self.path / _JOURNAL
 
     @property
     def store_path(self) -> Path:
@@ -211,12 +212,17 @@ def _mark(path: Path) -> str:
 def _secret(path: Path) -> bytes:
     file = path / _SECRET
     if not file.exists():
+        if (path / _JOURNAL).exists():
+            raise DataDirectoryError(
+                f"{file} is missing: restore it from a backup, or write {SECRET_BYTES} random bytes into it, which "
+                "makes every token issued so far invalid"
+            )
         _create_file(path, _SECRET, secrets.token_bytes(SECRET_BYTES))
     secret = file.read_bytes()
     if len(secret) < SECRET_BYTES:
         raise DataDirectoryError(
             f"{file} is damaged ({len(secret)} bytes, at least {SECRET_BYTES} expected): restore it from a "
-            "backup, or remove it, which makes every token issued so far invalid"
+            f"backup, or write {SECRET_BYTES} random bytes into it, which makes every token issued so far invalid"
         )
     return secret
 

@@ -207,9 +207,11 @@ async def test_nobody_untrusted_names_its_own_address(server_factory):
 async def test_an_acknowledgement_of_nothing_changes_nothing(server_factory, enter):
     server = server_factory()
     alice = await enter(server, "alice")
-    await alice.raw(json.dumps({"type": "ack", "data": {}}))
+    await alice.raw(json.dumps({"type": "ack", "data": {"acks": {}}}))
     await alice.barrier()
     assert alice.unread == []
+    refusal = await alice.refused("ack", {})
+    assert (refusal["code"], refusal["field"]) == ("invalid_field", "data.acks")
 
 
 async def test_a_page_nobody_gave_is_refused(server_factory, enter):

@@ -222,6 +222,12 @@ async def test_who_asks_first_is_refused_before_the_body(rig):
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+async def test_a_huge_body_is_refused_before_it_has_come(rig):
+    head = f"POST {LOGIN} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n"
+    answer = await rig.raw(head.encode(), b"{")
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
 async def test_paths_and_methods(rig):
     problem(await rig.client.get("/nothing"), 404, None)
     problem(await rig.client.get("/healthz/"), 404, None)
@@ -326,7 +332,10 @@ async def test_connections_are_bounded(start):
 
 @pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n"])
 async def test_what_is_not_http_is_refused(rig, raw):
-    assert (await rig.raw(raw)).startswith(b"HTTP/1.1 400")
+    answer = await rig.raw(raw)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"application/problem+json" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "malformed"
 
 
 async def test_a_head_has_a_largest_size(rig):

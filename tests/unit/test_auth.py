@@ -127,6 +127,7 @@ def test_payloads_that_are_not_claims(payload):
         {"alg": "HS256", "crit": []},
         {"alg": "HS256", "crit": "exp"},
         {"alg": "HS256", "crit": ["b64"], "b64": False},
+        {"alg": "HS256", "crit": ["b64"], "b64": True},
     ],
 )
 def test_headers(header):

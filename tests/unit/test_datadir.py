@@ -166,3 +166,17 @@ def test_the_clock_mark_is_there_after_reopening(tmp_path: Path) -> None:
 def test_a_damaged_clock_mark_counts_as_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "clock").write_bytes(content)
     assert ClockMark(tmp_path / "clock").load() == 0
+
+
+def test_a_lost_secret_of_a_used_directory_is_not_made_anew(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path)
+    directory.secret()
+    directory.journal_path.touch()
+    (tmp_path / "secret").unlink()
+    for use in (directory.secret, lambda: read_secret(tmp_path)):
+        with pytest.raises(DataDirectoryError, match="secret is missing"):
+            use()
+    assert not (tmp_path / "secret").exists()
+    (tmp_path / "secret").write_bytes(b"n" * SECRET_BYTES)  # what the text advises
+    assert directory.secret() == read_secret(tmp_path) == b"n" * SECRET_BYTES
+    directory.close()

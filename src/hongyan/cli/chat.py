@@ -10,10 +10,14 @@ import secrets
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
+import jwt
 import msgspec
+from click.core import ParameterSource
 
 from hongyan.cli.chat_script import Script
 from hongyan.client import ClientError
@@ -36,11 +40,31 @@ def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return value
 
 
+def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
+    def check(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            sound = parts.scheme in schemes and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is none
+            sound = False
+        if not sound:
+            raise click.BadParameter(f"{value!r} is no address such as {parameter.get_default(ctx)}")
+        return value
+
+    return check
+
+
 @click.command()
 @click.option("--user", required=True, callback=_user, help="Who you are.")
 @click.option("--to", callback=_address, help="Whom to talk to: @user or #group.")
-@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True)
-@click.option("--http-url", default="http://127.0.0.1:8081", show_default=True, help="For a password login.")
+@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True, callback=_url("ws", "wss"))
+@click.option(
+    "--http-url",
+    default="http://127.0.0.1:8081",
+    show_default=True,
+    callback=_url("http", "https"),
+    help="For a password login.",
+)
 @click.option("--device", default=None, help="Device id [default: a name kept for this user and server].")
 @click.option(
     "--data-dir",
@@ -72,7 +96,7 @@ def chat(
         raise click.BadParameter(
             f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
         )
-    interactive = sys.stdin.isatty() and not as_json
+    interactive = _at_terminal() and not as_json
     try:
         provider = _token(user, token, data_dir, http_url)
         device = device or _default_device(user, data_dir, url)
@@ -89,10 +113,27 @@ def chat(
     sys.exit(code)
 
 
+def _at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _given(user: str, token: str) -> str:
+    """`token`, which must be `user`'s: with another's, what is typed would be said in that one's name."""
+    source = click.get_current_context().get_parameter_source("token")
+    name = "HONGYAN_TOKEN" if source is ParameterSource.ENVIRONMENT else "--token"
+    try:
+        whose = jwt.decode(token, options={"verify_signature": False}).get("sub")
+    except jwt.PyJWTError:
+        raise click.UsageError(f"{name} is no JWT") from None
+    if whose != user:
+        raise click.UsageError(f"{name} is a token of {whose!r}, not of {user!r}")
+    return token
+
+
 def _token(user: str, token: str | None, data_dir: Path, http_url: str) -> str | TokenProvider:
     """The given token; beside a server, tokens of our own (a new one at each connection); else by password."""
     if token:
-        return token
+        return _given(user, token)
     if (data_dir / "secret").exists():
         from hongyan.auth import TokenSigner
         from hongyan.config import Settings
@@ -100,7 +141,7 @@ def _token(user: str, token: str | None, data_dir: Path, http_url: str) -> str |
 
         signer = TokenSigner(Settings(), read_secret(data_dir))
         return lambda: signer.sign(user, TOKEN_TTL_S)[0]
-    if not sys.stdin.isatty():
+    if not _at_terminal():
         raise click.UsageError(
             f"no token: there is no {data_dir / 'secret'} (start the server there, or name its --data-dir), "
             "and neither --token nor HONGYAN_TOKEN is given"

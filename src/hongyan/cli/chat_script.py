@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import threading
@@ -44,6 +45,7 @@ class Script:
     ) -> None:  # fmt: skip
         self._client = Client(url, token, device, platform="cli", in_order=True, window=WINDOW,
                               burst=100, connect_timeout=timeout)  # fmt: skip
+        self._url = url
         self._to = to
         self._json = as_json
         self._listen, self._wait, self._count = listen, wait, count
@@ -59,6 +61,7 @@ class Script:
         assert main is not None
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, main.cancel)
+        troubles = asyncio.create_task(self._tell_troubles())
         try:
             async with self._client:
                 receiver = asyncio.create_task(self._receive())
@@ -72,7 +75,21 @@ class Script:
         except BrokenPipeError:
             sys.stdout = None  # nobody reads; do not complain at exit either
             return 1
+        finally:
+            troubles.cancel()
+            await asyncio.gather(troubles, return_exceptions=True)
         return 1 if self._failed else 0
+
+    async def _tell_troubles(self) -> None:
+        """Once an outage, to standard error: who waits should know for what."""
+        told = False
+        async for event in self._client.events():
+            if event.type == "connected":
+                told = False
+            elif event.type == "disconnected" and not told:
+                told = True
+                why = shown(event.data["reason"]) or f"closed with {event.data['code']}"
+                print(f"no connection to {self._url}: {why}; trying again", file=sys.stderr, flush=True)
 
     async def _until(self, receiver: asyncio.Task[None], work: Any) -> None:
         """`work`, unless the receiver fails first (kicked, replaced)."""
@@ -88,15 +105,26 @@ class Script:
 
     async def _work(self) -> None:
         sending: set[asyncio.Task[None]] = set()
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
+        lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        number = 0
         room = threading.Semaphore(WINDOW)
         loop = asyncio.get_running_loop()
         threading.Thread(target=_read_lines, args=(loop, lines, room), daemon=True).start()
         while (line := await lines.get()) is not None:
             room.release()
-            if not line.strip():
+            number += 1
+            try:
+                decoded = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                self._failed = True
+                why = f"line {number} is not UTF-8 ({error.reason} at byte {error.start + 1}): not sent"
+                self._put(
+                    {"event": "error", "line": number, "code": "malformed", "text": why}, why, error=True
+                )
                 continue
-            to, text = split_address(line, self._to)
+            if not decoded.strip():
+                continue
+            to, text = split_address(decoded, self._to)
             if to is None:
                 raise click.UsageError("whom to? give --to @user or --to '#group', or start the line with it")
             await self._room.acquire()
@@ -162,13 +190,25 @@ class Script:
 
 
 def _read_lines(
-    loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None], room: threading.Semaphore
+    loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes | None], room: threading.Semaphore
 ) -> None:
-    """In a thread of its own: standard input may be a file, which no event loop can wait for."""
+    """In a thread of its own: standard input may be a file, which no event loop can wait for. Not through
+    `sys.stdin`: the interpreter aborts at its end where a thread still waits in there."""
+
+    def put(line: bytes) -> None:
+        room.acquire()
+        loop.call_soon_threadsafe(lines.put_nowait, line)
+
+    rest = bytearray()
     try:
-        for raw in sys.stdin.buffer:
-            room.acquire()
-            loop.call_soon_threadsafe(lines.put_nowait, raw.decode("utf-8", "replace").rstrip("\r\n"))
+        while sys.stdin is not None and (chunk := os.read(sys.stdin.fileno(), 65536)):
+            *whole, last = chunk.split(b"\n")
+            for line in whole:
+                put(bytes(rest) + line)
+                rest.clear()
+            rest += last
+        if rest:
+            put(bytes(rest))
         loop.call_soon_threadsafe(lines.put_nowait, None)
     except RuntimeError:
         pass  # the loop has ended

@@ -18,7 +18,7 @@ _WRONG = 2  # the exit code of a wrong command line, and of a wrong setting from
 @click.option("--port", type=int, help="Port of the WebSocket gateway; 0: a free one.  [default: 8080]")
 @click.option("--http-port", type=int, help="Port of accounts, health, metrics.  [default: 8081]")
 @click.option(
-    "--data-dir", metavar="DIR", type=click.Path(path_type=Path),
+    "--data-dir", metavar="DIR",
     help="Where messages are kept.  [default: hongyan-data]",
 )  # fmt: skip
 @click.option("--workers", type=int, help="Processes; this version has one.  [default: 1]")
@@ -46,10 +46,6 @@ def serve(config: Path | None, **flags: Any) -> None:
     """
     try:
         settings = load({name: value for name, value in flags.items() if value is not None}, config)
-        if settings.workers != 1:
-            raise ConfigError(
-                f"workers: this version runs in one process, so only 1 is possible (got {settings.workers})"
-            )
         from hongyan.app import run  # after the settings: a wrong flag is answered at once
 
         code = run(settings)

@@ -38,7 +38,7 @@ def _ids(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...])
 @click.command()
 @click.argument("users", nargs=-1, required=True, metavar="USER...", callback=_ids)
 @click.option(
-    "--data-dir", metavar="DIR", type=click.Path(path_type=Path),
+    "--data-dir", metavar="DIR",
     help="The server's data directory.  [default: hongyan-data]",
 )  # fmt: skip
 @click.option(
@@ -49,7 +49,7 @@ def _ids(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...])
     "--config", metavar="FILE", type=click.Path(path_type=Path),
     help="The server's TOML file, for its audience, issuer and data directory.",
 )  # fmt: skip
-def token(users: tuple[str, ...], data_dir: Path | None, ttl: int, config: Path | None) -> None:
+def token(users: tuple[str, ...], data_dir: str | None, ttl: int, config: Path | None) -> None:
     """Print a token (JWT) for each USER, one a line, signed with the data directory's secret.
 
     Whoever can read that directory can log in as anybody. A user exists from the first login on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any
 
 from hongyan.config import Settings
@@ -89,9 +89,9 @@ class Engine:
         self._committer.start()
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(self._guard(self._tick_forever()), name="engine-ticker"),
-            loop.create_task(self._guard(self._expire_forever()), name="engine-expiry"),
-            loop.create_task(self._guard(self._checkpoint_forever()), name="engine-checkpoint"),
+            loop.create_task(self._guard(self._tick_forever), name="engine-ticker"),
+            loop.create_task(self._guard(self._expire_forever), name="engine-expiry"),
+            loop.create_task(self._guard(self._checkpoint_forever), name="engine-checkpoint"),
         ]
 
     @property
@@ -116,9 +116,9 @@ class Engine:
     def _seconds(self) -> float:
         return self._monotonic_ms() / 1000
 
-    async def _guard(self, work: Any) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             raise
         except BaseException as error:

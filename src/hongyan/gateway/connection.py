@@ -166,7 +166,7 @@ class Connection(FrameListener):
                 gateway.in_flight += 1
             elif type(request) is Ack:
                 counters.delivery_acks += 1
-                gateway.engine.ack(self.session, request.data.acks)
+                gateway.engine.ack(self.session, request.data.acks or {})
             else:
                 later = HANDLERS[kind](self, request)
                 if later is not None:

@@ -42,8 +42,10 @@ async def json_object(request: Request, timeout_s: float = BODY_TIMEOUT_S) -> di
 async def _read(request: Request) -> bytes:
     declared = request.headers.get("content-length", "")
     too_large = declared.isascii() and declared.isdigit() and int(declared) > MAX_BODY
-    if too_large and "expect" in request.headers:
-        raise UnreadBody(_TOO_LARGE)  # who asks first gets the answer instead of "100 Continue"
+    if too_large:
+        if "expect" not in request.headers:  # who asks first gets the answer instead of "100 Continue"
+            await _drain(request)
+        raise UnreadBody(_TOO_LARGE)
     body = bytearray()
     more = True
     while more:
@@ -52,7 +54,7 @@ async def _read(request: Request) -> bytes:
             raise ClientDisconnect
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if too_large or len(body) > MAX_BODY:
+        if len(body) > MAX_BODY:
             if more:
                 await _drain(request)
             raise UnreadBody(_TOO_LARGE)

@@ -8,13 +8,16 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hongyan.auth import TokenSigner
 from hongyan.config import Settings
+from hongyan.errors import WireError
 from hongyan.http.accounts import Accounts
 from hongyan.http.body import BODY_TIMEOUT_S
+from hongyan.http.problem import problem
 from hongyan.http.routes import AccountRoutes, application
 from hongyan.metrics import Counters
 from hongyan.passwords import Passwords
@@ -45,6 +48,18 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
         if self._alarm is not None:
             self._alarm.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP at all never reaches the application, whose errors look like this."""
+        answer = problem(WireError("malformed", msg))
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         self._arm()

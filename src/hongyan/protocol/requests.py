@@ -67,7 +67,7 @@ class AckData(msgspec.Struct):
 
     conversation: str = ""
     seq: Seq | None = None
-    acks: dict[str, Seq] = {}
+    acks: dict[str, Seq] | None = None
 
 
 class SyncData(msgspec.Struct):
@@ -185,6 +185,7 @@ def _need(holds: bool, field: str, text: str, code: str = "invalid_field") -> No
 
 def _login(data: LoginData) -> None:
     _need(is_id(data.device_id), "data.device_id", "a device_id is 1 to 64 of A-Za-z0-9_.-")
+    _need(not is_reserved(data.device_id), "data.device_id", "ids that start with hongyan. are the server's")
     _need(not data.platform or is_id(data.platform), "data.platform", "a platform is 1 to 64 of A-Za-z0-9_.-")
 
 
@@ -198,16 +199,20 @@ def _send(data: SendData) -> None:
 def _ack(data: AckData) -> None:
     name, seq = data.conversation, data.seq
     if name and seq is not None and not data.acks:  # the common form, with nothing else to look at
-        if match_address(name) is not None:
-            data.acks = {name: seq if seq < SEQ_CEILING else SEQ_CEILING}
+        known = match_address(name) is not None
+        data.acks = {name: seq if seq < SEQ_CEILING else SEQ_CEILING} if known else {}
         return
-    _need(len(data.acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
+    _need(
+        data.acks is not None or data.conversation != "" or data.seq is not None, "data.acks", "nothing named"
+    )
+    acks = data.acks or {}
+    _need(len(acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
     if data.seq is not None:
         _need(bool(data.conversation), "data.conversation", "conversation is missing")
-        data.acks[data.conversation] = max(data.seq, data.acks.get(data.conversation, 0))
+        acks[data.conversation] = max(data.seq, acks.get(data.conversation, 0))
     else:
-        _need(bool(data.acks) or not data.conversation, "data.seq", "seq is missing")
-    data.acks = _positions(data.acks)
+        _need(bool(acks) or not data.conversation, "data.seq", "seq is missing")
+    data.acks = _positions(acks)
 
 
 def _positions(named: dict[str, int]) -> dict[str, int]:

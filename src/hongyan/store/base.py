@@ -9,7 +9,8 @@ from hongyan.protocol.state import Changes, Conversation, Membership, Message, S
 
 class Store(Protocol):
     """All reads see every applied change (tail and disk merged). What is on disk is always exactly
-    the state at one offset: a crash loses a suffix of the changes, which the journal replays."""
+    the state at one offset: a crash loses a suffix of the changes, which the journal replays.
+    Any read may raise DataDirectoryError: what it asked for is on disk and damaged."""
 
     @property
     def offset(self) -> int:

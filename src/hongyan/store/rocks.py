@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from rocksdict import AccessType, Rdict, ReadOptions, WriteBatch, WriteOptions
+from rocksdict import AccessType, Rdict, RdictIter, ReadOptions, WriteBatch, WriteOptions
 
 from hongyan.errors import DataDirectoryError
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
@@ -51,7 +51,7 @@ _PASSING = (
     "Operation failed. Try again.:",
     "Shutdown in progress:",
 )
-
+_DAMAGED = "Corruption:"
 _MAX_SEQ = 2**63
 
 
@@ -63,7 +63,6 @@ class RocksStore:
         flush_interval_ms: int, fatal: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self._db: Rdict | None = db
-        self._get = db.get
         self.offset = offset
         self.on_disk = offset
         self._synced = offset
@@ -238,6 +237,31 @@ class RocksStore:
 
     # -- reading ---------------------------------------------------------------------------------
 
+    def _get(self, key: bytes) -> bytes | None:
+        assert self._db is not None
+        try:
+            found: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self._unreadable(error) from None
+        return found
+
+    def _check(self, rows: RdictIter) -> None:
+        """An iterator ends at what it cannot read as it does at the last row; only its status tells them apart."""
+        try:
+            rows.status()
+        except Exception as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> DataDirectoryError:
+        """A block that fails its checksum costs what is in it; a disk that does not read costs the process."""
+        log.error("the store cannot be read", error=str(error))
+        if not str(error).startswith(_DAMAGED):
+            self._fatal(error)
+        path = self._db.path() if self._db is not None else ""
+        return DataDirectoryError(
+            f"the store {path} is damaged ({error}): restore the directory from a backup"
+        )
+
     def conversation(self, key: str) -> Conversation | None:
         if (recent := self._conversations.young.get(key)) is not None:
             return recent
@@ -309,6 +333,7 @@ class RocksStore:
                 return
             yield key[cut:], rows.value()
             rows.next()
+        self._check(rows)
 
     def messages(
         self, conversation: str, low: int, high: int, limit: int, newest: bool = False
@@ -343,6 +368,8 @@ class RocksStore:
         rows = self._db.iter(ReadOptions())
         rows.seek_for_prev(prefix + keys.number(high if newest else low))
         if not newest and not (rows.valid() and rows.key().startswith(prefix)):
+            if not rows.valid():
+                self._check(rows)
             rows.seek(prefix + keys.number(low))
         count = size = 0
         while rows.valid() and rows.key().startswith(prefix):
@@ -360,6 +387,8 @@ class RocksStore:
                 rows.prev()
             else:
                 rows.next()
+        if not rows.valid():
+            self._check(rows)
 
 
 def passing(error: Exception) -> bool:

@@ -1,0 +1,143 @@
+"""`hongyan chat` as a script sees it: a real process on a pipe, beside a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server_process import SOURCES, ServerProcess, free_port
+
+pytestmark = pytest.mark.slow
+Chat = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def chat(server: ServerProcess, tmp_path: Path) -> Iterator[Chat]:
+    """`chat("--user", "alice", …)` starts one with a pipe for its input, beside the module's server."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str, url: str = server.url, env: dict[str, str] | None = None, **popen: Any) -> Any:
+        command = [sys.executable, "-m", "hongyan", "chat", "--url", url, "--data-dir", str(server.data_dir)]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("HONGYAN_")}
+        clean |= {"PYTHONPATH": str(SOURCES), "XDG_STATE_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | popen
+        process = subprocess.Popen([*command, *arguments], env=clean | (env or {}), **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def said(process: subprocess.Popen[bytes], typed: bytes = b"") -> tuple[int, list[dict[str, Any]], str]:
+    """Exit code, the JSON lines of its output, its standard error."""
+    out, err = process.communicate(typed, timeout=60)
+    assert b"Traceback" not in err, err.decode()
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
+
+
+def test_who_was_away_gets_all_once_and_in_order(chat: Chat, name: Callable[[str], str]) -> None:
+    alice, bob = name("alice"), name("bob")
+    assert said(chat("--user", bob, "--json"))[0] == 0
+    lines = [f"line {n} é" for n in range(300)]
+    code, acks, err = said(chat("--user", alice, "--to", f"@{bob}", "--json"), "\n".join(lines).encode())
+    assert code == 0, err
+    assert [(ack["event"], ack["content"]) for ack in acks] == [("ack", line) for line in lines]
+    code, found, err = said(chat("--user", bob, "--count", "300", "--json"))
+    assert code == 0, err
+    assert [message["content"] for message in found] == lines
+    assert [message["seq"] for message in found] == list(range(1, 301))
+    assert said(chat("--user", bob, "--wait", "0.3", "--json"))[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_while_its_input_is_open(
+    chat: Chat, name: Callable[[str], str], number: int
+) -> None:
+    user = name("alice")
+    process = chat("--user", user, "--to", f"@{user}", "--json")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["event"] == "ack"
+    process.send_signal(number)
+    assert process.wait(15) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_a_replaced_device_ends_with_a_reason(chat: Chat, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    first = chat("--user", user, "--to", f"@{user}", "--json", "--device", "same")
+    assert first.stdin is not None
+    assert first.stdout is not None
+    first.stdin.write(b"hello\n")
+    first.stdin.flush()
+    first.stdout.readline()
+    assert said(chat("--user", user, "--json", "--device", "same"))[0] == 0
+    assert first.wait(15) == 1
+    assert first.stderr is not None
+    assert b"Error: " in first.stderr.read()
+
+
+def test_a_line_that_is_not_utf8_is_named_and_not_sent(chat: Chat, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    code, found, err = said(chat("--user", user, "--to", f"@{user}", "--json"), b"one\n\xff two\nthree")
+    assert code == 1
+    assert [each["content"] for each in found if each["event"] == "ack"] == ["one", "three"]
+    (fault,) = [each for each in found if each["event"] == "error"]
+    assert (fault["line"], fault["code"]) == (2, "malformed")
+    code, found, err = said(chat("--user", user, "--to", f"@{user}"), b"\xff")
+    assert (code, found) == (1, [])
+    assert "line 1 is not UTF-8" in err
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_anothers_token_is_refused(
+    chat: Chat, server: ServerProcess, name: Callable[[str], str], variable: bool
+) -> None:
+    alice, carol = name("alice"), name("carol")
+    for token, why in ((server.token(carol), carol), ("nonsense", "no JWT")):
+        where = {"env": {"HONGYAN_TOKEN": token}} if variable else {}
+        flags = () if variable else ("--token", token)
+        code, found, err = said(chat("--user", alice, "--to", f"@{alice}", *flags, **where), b"in my name\n")
+        assert (code, found) == (2, [])
+        assert ("HONGYAN_TOKEN" if variable else "--token") in err
+        assert why in err
+        assert token not in err
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1", "notaurl", "ws://", "ws://127.0.0.1:99999/ws", "ws://127.0.0.1:x/ws", "ws://[/"],
+)
+def test_a_wrong_url_is_named(chat: Chat, tmp_path: Path, url: str) -> None:
+    code, _, err = said(chat("--user", "alice", "--data-dir", str(tmp_path / "none"), url=url))
+    assert code == 2
+    assert "--url" in err
+    assert url in err
+
+
+def test_it_says_that_it_tries_again(chat: Chat) -> None:
+    url = f"ws://127.0.0.1:{free_port()}/ws"
+    began = time.monotonic()
+    process = chat("--user", "alice", "--timeout", "20", url=url)
+    assert process.stderr is not None
+    line = process.stderr.readline().decode()
+    assert time.monotonic() - began < 20  # said while it tries, not at the end
+    assert url in line
+    assert "trying again" in line
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 0
