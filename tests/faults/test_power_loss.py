@@ -45,12 +45,19 @@ class Disk:
             (self.data / path).write_bytes(content)
 
 
-@pytest.mark.parametrize("partial", [False, True], ids=["last-fsync", "any-length-after-it"])
-async def test_everything_acknowledged_is_there(server_factory, tmp_path, shadow_library, rounds, partial):
+@pytest.mark.parametrize(
+    ("partial", "window_ms"), [(False, 300_000), (True, 300_000), (False, 100)],
+    ids=["last-fsync", "any-length-after-it", "journal-trimmed"],
+)  # fmt: skip
+async def test_everything_acknowledged_is_there(
+    server_factory, tmp_path, shadow_library, rounds, partial, window_ms
+):
+    """With a short window the journal is trimmed to what the store has not synced: the store must have the rest."""
     disk = Disk(tmp_path, shadow_library)
     server: ServerProcess = server_factory(
-        root=tmp_path, started=False, env=disk.env, rate_limit=0, store_sync_interval_ms=700
-    )
+        root=tmp_path, started=False, env=disk.env, rate_limit=0, dedup_window_ms=window_ms,
+        store_sync_interval_ms=700 if window_ms > 1000 else 50,
+    )  # fmt: skip
     server.start()
     load = Workload(server)
     await load.prepare()
