@@ -57,7 +57,7 @@ class FakeEngine:
         self.memberships: dict[str, list[str]] = {}
         self.users: dict[int, str] = {}
         self.sent: list[tuple[int, str, str, str, bytes, bool]] = []
-        self.acks: list[dict[str, int]] = []
+        self.acks: list[tuple[str, int]] = []
         self.calls: list[str] = []
         self.logouts: list[int] = []
         self._came = asyncio.Condition()
@@ -109,8 +109,8 @@ class FakeEngine:
         async with self._came:
             self._came.notify_all()
 
-    def ack(self, session: int, acks: Mapping[str, int]) -> None:
-        self.acks.append(dict(acks))
+    def ack(self, session: int, address: str, seq: int) -> None:
+        self.acks.append((address, seq))
 
     async def create_group(self, session: int, group: str | None, name: str, join: str) -> dict[str, Any]:
         await self._step("create_group")

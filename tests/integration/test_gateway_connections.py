@@ -255,7 +255,7 @@ async def test_acks_and_presence_reach_the_engine():
         await client.send("ack", {"acks": {"@bob": 5, "#t": 6}})
         states = await client.ask("presence", {"users": ["@bob"], "subscribe": True})
         assert states["states"] == {"@bob": {"online": False, "last_seen": 12}}
-        assert engine.acks == [{"@bob": 4}, {"@bob": 5, "#t": 6}]
+        assert engine.acks == [("@bob", 4), ("@bob", 5), ("#t", 6)]
 
 
 async def test_replaced_connections_close_4409_and_leave_every_table():

@@ -103,37 +103,26 @@ class Committer:
         """Admitted and not yet durable."""
         return self._pending_bytes
 
-    def admit(self, record: Send, session: int) -> None:
-        """Put a send into the next batch; the gateway is told the outcome for `session`.
-        Raises Refused (`busy` past the limits, `unavailable`): then nothing is stored."""
-        self._add(record, session, RECORD_OVERHEAD + len(record.content))
-
-    async def submit(self, record: Record, weight: int = 0) -> Outcome:
-        """Admit any other record and wait for the outcome; `weight`: bytes beside the record itself.
-        Raises Refused (`busy`, `unavailable`)."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        batch = self._add(record, 0, RECORD_OVERHEAD + weight)
-        batch.commands.append((len(batch.records) - 1, future))
-        try:
-            async with asyncio.timeout(ANSWER_MS / 1000):
-                return await future
-        except TimeoutError:
-            raise Refused(_TOO_SLOW) from None
-
-    def _add(self, record: Record, session: int, weight: int) -> _Batch:
+    def admit(self, record: Record, session: int, weight: int = 0) -> _Batch:
+        """Put a record into the next batch; the gateway is told the outcome for `session` (0: nobody waits).
+        `weight`: bytes beside the record itself. Raises Refused (`busy` past the limits, `unavailable`):
+        then nothing is stored."""
         if self._pending_bytes >= self._max_pending_bytes or self._store.full:
             self._counters.busy_refusals += 1
             raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
         if self._closing:
             raise refused("unavailable", "the server is stopping")
         batch = self._open
-        if len(batch.records) >= self._batch_records or batch.weight >= self._batch_bytes:
+        count = len(batch.records)
+        if count >= self._batch_records or batch.weight >= self._batch_bytes:
             self._full.append(batch)
             batch = self._open = _Batch()
-        if not batch.records:
+            count = 0
+        if not count:
             batch.since = self._monotonic_ms()
         batch.records.append(record)
         batch.sessions.append(session)
+        weight += RECORD_OVERHEAD
         batch.weight += weight
         self._pending_bytes += weight
         if self._wake is not None:
@@ -141,6 +130,17 @@ class Committer:
             self._wake.set_result(None)
             self._wake = None
         return batch
+
+    async def submit(self, record: Record, weight: int = 0) -> Outcome:
+        """Admit a record and wait for its outcome. Raises Refused (`busy`, `unavailable`)."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        batch = self.admit(record, 0, weight)
+        batch.commands.append((len(batch.records) - 1, future))
+        try:
+            async with asyncio.timeout(ANSWER_MS / 1000):
+                return await future
+        except TimeoutError:
+            raise Refused(_TOO_SLOW) from None
 
     async def drain(self) -> None:
         """Wait until everything admitted so far has been told."""

@@ -30,24 +30,25 @@ class CursorQueue:
     ) -> None:
         self._submit = submit
         self._new_id = new_id
-        self._gathered: dict[Owner, dict[str, int]] = {}  # conversation key -> seq
+        # conversation key -> seq; the inner ones are to be raised in place, before anything else runs
+        self.gathered: dict[Owner, dict[str, int]] = {}
         self._flying: dict[Owner, dict[str, int]] = {}  # the same, in the record being committed
         self._seen: dict[Owner, int] = {}
         self._writing = asyncio.Lock()  # one record at a time: there is one `_flying`
 
     def __len__(self) -> int:
-        return len(self._gathered) + len(self._seen)
+        return len(self.gathered) + len(self._seen)
 
     def of(self, owner: Owner) -> dict[str, int]:
-        """What the device has gathered, to be raised in place, before anything else runs."""
-        gathered = self._gathered.get(owner)
+        """What the device has gathered."""
+        gathered = self.gathered.get(owner)
         if gathered is None:
-            gathered = self._gathered[owner] = {}
+            gathered = self.gathered[owner] = {}
         return gathered
 
     def acked(self, owner: Owner, conversation: str) -> int:
         """What the device acknowledged and the store may not have yet; 0: nothing."""
-        gathered, flying = self._gathered.get(owner), self._flying.get(owner)
+        gathered, flying = self.gathered.get(owner), self._flying.get(owner)
         return max(
             gathered.get(conversation, 0) if gathered else 0, flying.get(conversation, 0) if flying else 0
         )
@@ -58,9 +59,9 @@ class CursorQueue:
 
     async def flush(self, now: int, *, all_of_them: bool = False) -> None:
         """Write the share of one tick, or everything. Refusals keep what was gathered for the next time."""
-        count = len(self._gathered) if all_of_them else len(self._gathered) // TICKS + 1
+        count = len(self.gathered) if all_of_them else len(self.gathered) // TICKS + 1
         seen = len(self._seen) if all_of_them else MAX_ENTRIES
-        await self._write(list(islice(self._gathered, count)), list(islice(self._seen, seen)), now)
+        await self._write(list(islice(self.gathered, count)), list(islice(self._seen, seen)), now)
 
     async def flush_user(self, user: str, devices: Iterable[str], now: int) -> None:
         """Write what the user's devices have gathered: a new device starts where the furthest stands."""
@@ -91,12 +92,12 @@ class CursorQueue:
         room = MAX_ENTRIES
         while owners and room:
             owner = owners.pop()
-            acks = self._gathered.pop(owner, None)
+            acks = self.gathered.pop(owner, None)
             if not acks:
                 continue
             if len(acks) > room:
                 rest = dict(islice(acks.items(), room, None))
-                self._gathered[owner] = rest
+                self.gathered[owner] = rest
                 owners.append(owner)
                 acks = dict(islice(acks.items(), room))
             room -= len(acks)

@@ -21,7 +21,6 @@ from hongyan.journal.base import Journal
 from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
 from hongyan.metrics import Counters
 from hongyan.protocol import records
-from hongyan.protocol.names import conversation_key
 from hongyan.protocol.outcomes import GroupChanged, Outcome, Rejected
 from hongyan.store.base import Store
 from hongyan.throttle import Throttle
@@ -245,35 +244,41 @@ class Engine:
     # -- messages --------------------------------------------------------------------------------
 
     def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
-        found = self._sessions.by_number.get(session) or self._session(session)
-        user, now = found.user, self._now_ms()
-        self._committer.admit(
-            records.Send(
-                self._snowflake.at(now),
-                now,
-                user,
-                conversation_key(user, to),
-                ref,
-                content_type,
-                content,
-                retry,
-            ),
-            session,
-        )
+        user = (self._sessions.by_number.get(session) or self._session(session)).user
+        now = self._now_ms()
+        if to[0] == "#":
+            key = to
+        else:
+            peer = to[1:]
+            key = f"{user}|{peer}" if user <= peer else f"{peer}|{user}"
+        record = records.Send(self._snowflake.at(now), now, user, key, ref, content_type, content, retry)
+        self._committer.admit(record, session, len(content))
 
-    def ack(self, session: int, acks: Mapping[str, int]) -> None:
+    def ack(self, session: int, address: str, seq: int) -> None:
         found = self._sessions.by_number.get(session) or self._session(session)
-        user, store, gathered = found.user, self._store, self._cursors.of(found.owner)
-        only_members = len(gathered) + len(acks) > MAX_ENTRIES  # rare: bound what one device gathers
-        for address, seq in acks.items():
-            key = conversation_key(user, address)
-            of = store.conversation(key)
-            if of is None or (only_members and store.membership(user, key) is None):
-                continue
-            if seq > of.last_seq:  # clamped now: a message that comes later is not acknowledged by this
-                seq = of.last_seq
-            if seq > gathered.get(key, 0):
-                gathered[key] = seq
+        user = found.user
+        sigil = address[:1]
+        if sigil == "@":
+            peer = address[1:]
+            key = f"{user}|{peer}" if user <= peer else f"{peer}|{user}"
+        elif sigil == "#":
+            key = address
+        else:
+            return
+        of = self._store.conversation(key) if address.isascii() else None
+        if of is None:
+            return
+        if seq > of.last_seq:  # clamped now: a message that comes later is not acknowledged by this
+            seq = of.last_seq
+        gathered = self._cursors.gathered.get(found.owner)
+        if gathered is None:
+            gathered = self._cursors.of(found.owner)
+        elif (
+            len(gathered) >= MAX_ENTRIES and key not in gathered and self._store.membership(user, key) is None
+        ):
+            return  # rare: bound what one device gathers
+        if seq > gathered.get(key, 0):
+            gathered[key] = seq
 
     def _session(self, number: int) -> Session:
         session = self._sessions.get(number)

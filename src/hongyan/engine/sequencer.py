@@ -102,13 +102,41 @@ class Sequencer:
 
     def fold(self, batch: Sequence[records.Record], first: int, log_ms: int) -> list[Outcome]:
         """Fold the records with the offsets from `first` on; one outcome each."""
-        self._state = Overlay(self._view)
+        state = self._state = Overlay(self._view)
         self._window.forget(log_ms)
-        send, other = self._send, self._other
-        outcomes = [
-            send(record, log_ms) if type(record) is records.Send else other(record) for record in batch
-        ]
-        self._window.close_batch(self._state.changes.sent, log_ms, first)
+        changes, recent, stored = state.changes, self._window.entries, self._view.conversation
+        conversations, messages, new = changes.conversations, changes.messages, changes.sent
+        outcomes: list[Outcome] = []
+        for record in batch:
+            if type(record) is not records.Send:
+                outcomes.append(self._other(record))
+                continue
+            sender, name, at = record.sender, record.conversation, record.at
+            key = (sender, name, record.key)
+            sent = recent.get(key)
+            if sent is None and (record.retry or log_ms - at > LATE_MS):
+                sent = self._view.find(*key)
+            if sent is not None:  # before membership: a stored message is acknowledged also after leaving
+                outcomes.append(Duplicate(name, sent))
+                continue
+            before = conversations.get(name) or stored(name)
+            if before is None or name[:1] == "#":
+                problem = self._group_send(record, before) if name[:1] == "#" else self._open_direct(record)
+                if problem is not None:
+                    outcomes.append(problem)
+                    continue
+            seq = before.last_seq + 1 if before is not None else 1
+            if before is None or not before.members:
+                conversations[name] = Conversation(seq, at)
+            else:
+                conversations[name] = msgspec.structs.replace(before, last_seq=seq, last_at=at)
+            message = Message(
+                name, seq, record.id, at, sender, record.key, record.content_type, record.content
+            )
+            messages.append(message)
+            outcomes.append(message)
+            recent[key] = new[key] = Sent(seq, record.id, at)
+        self._window.close_batch(new, log_ms, first)
         return outcomes
 
     def remember(self, batch: Sequence[records.Record], first: int, log_ms: int) -> None:
@@ -133,41 +161,13 @@ class Sequencer:
             return _register(self._state, record)
         return groups.fold(self._state, record)  # type: ignore[arg-type]
 
-    def _send(self, record: records.Send, log_ms: int) -> Outcome:
-        sender, name, at = record.sender, record.conversation, record.at
-        key = (sender, name, record.key)
-        recent = self._window.entries
-        sent = recent.get(key)
-        if sent is None and (record.retry or log_ms - at > LATE_MS):
-            sent = self._view.find(*key)
-        if sent is not None:  # before membership: a stored message is acknowledged also after leaving
-            return Duplicate(name, sent)
-        changes = self._state.changes
-        conversation = changes.conversations.get(name) or self._view.conversation(name)
-        if name[:1] == "#":
-            if conversation is None:
-                return Rejected("unknown_group", "no such group", "data.to")
-            member = self._state.membership(sender, name)
-            if member is None or not member.position:
-                return Rejected("not_member", "you are not a member of this group", "data.to")
-            seq = conversation.last_seq + 1
-            changes.conversations[name] = Conversation(
-                seq, at, conversation.name, conversation.join, conversation.owner, conversation.creator,
-                conversation.members, conversation.next_position,
-            )  # fmt: skip
-        else:
-            if conversation is None:
-                problem = self._open_direct(record)
-                if problem is not None:
-                    return problem
-                seq = 1
-            else:
-                seq = conversation.last_seq + 1
-            changes.conversations[name] = Conversation(seq, at)
-        message = Message(name, seq, record.id, at, sender, record.key, record.content_type, record.content)
-        changes.messages.append(message)
-        recent[key] = changes.sent[key] = Sent(seq, record.id, at)
-        return message
+    def _group_send(self, record: records.Send, group: Conversation | None) -> Rejected | None:
+        if group is None:
+            return Rejected("unknown_group", "no such group", "data.to")
+        member = self._state.membership(record.sender, record.conversation)
+        if member is None or not member.position:
+            return Rejected("not_member", "you are not a member of this group", "data.to")
+        return None
 
     def _open_direct(self, record: records.Send) -> Rejected | None:
         """The first message of two users: both become members for good."""

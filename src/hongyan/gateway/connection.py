@@ -17,7 +17,7 @@ from hongyan.gateway.listener import FrameListener
 from hongyan.gateway.outbox import MAX_FRAME_BYTES, Outbox
 from hongyan.gateway.wire import Wire
 from hongyan.protocol.codec import Codec
-from hongyan.protocol.requests import Ack, BadRequest, Heartbeat, Login, SendMessage
+from hongyan.protocol.requests import Ack, AckData, BadRequest, Heartbeat, Login, Request, SendMessage
 
 if TYPE_CHECKING:
     from hongyan.gateway.server import Gateway
@@ -59,8 +59,8 @@ class Connection(FrameListener):
     under way (login, reads, group commands), reading stops and what had been read is deferred."""
 
     __slots__ = (
-        "_backlog_seen", "_busy", "_deferred", "_login_deadline", "_malformed", "_quiet", "_rate", "_slowed",
-        "_waiting", "address", "codec", "device", "expires_at", "gateway", "outbox", "session", "state",
+        "_backlog_seen", "_busy", "_decode", "_deferred", "_limited", "_login_deadline", "_malformed", "_quiet",
+        "_rate", "_slowed", "_waiting", "address", "codec", "device", "expires_at", "gateway", "outbox", "session", "state",
         "topics", "user",
     )  # fmt: skip
 
@@ -77,6 +77,8 @@ class Connection(FrameListener):
         self.outbox = Outbox(wire.transport, settings.outbound_buffer_bytes)
         self.expires_at = 0.0
         self._login_deadline = gateway.wheel.now + settings.login_timeout_ms / 1000
+        self._decode = codec.decode
+        self._limited = settings.rate_limit > 0
         self._rate = limits.Rate(settings.rate_limit, settings.rate_burst)
         self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
         self._malformed: limits.Recent | None = None
@@ -124,58 +126,80 @@ class Connection(FrameListener):
 
     def _take(self, payload: bytes | None) -> None:
         """Serve one message (None: of the wrong kind)."""
-        now = self.gateway.monotonic()
         if payload is None:
+            now = self.gateway.monotonic()
             if self._allowed(now, None):
                 self._reject(_WRONG_KIND, None, now)
             return
         try:
-            request = self.codec.decode(payload)
+            request = self._decode(payload)
         except BadRequest as bad:
-            # Saying what is wrong costs by the byte (up to 30 ms for 64 KiB): so does sending it.
-            self._count_quiet(now, len(payload) // limits.QUIET_BYTES)
-            if self._allowed(now, bad.ref):
-                self._reject(self._unless_stranger(bad), bad.ref, now)
+            self._not_a_request(bad, len(payload))
             return
         gateway = self.gateway
-        counters = gateway.counters
-        counters.requests += 1
-        kind = type(request)
-        ref = request.message_id
-        ready = self.state is State.READY
-        if ready and (kind is Ack or kind is Heartbeat):
-            self._count_quiet(now)
-        else:
-            wait = self._rate.take(now)
-            if wait:
-                self._limited(now, wait, ref)
-                return
-            if not ready and kind is not Login:
-                self.write_error(_UNAUTHENTICATED, ref)
-                return
-            if ready and kind is Login:
-                self.write_error(_LOGGED_IN, ref)
-                return
+        gateway.counters.requests += 1
         try:
-            # The two kinds that come with every message go straight to the engine.
-            if type(request) is SendMessage:
-                send = request.data
-                gateway.engine.send(
-                    self.session, request.message_id, send.to, send.content_type, send.content, send.retry
-                )
-                gateway.in_flight += 1
+            if self.state is not State.READY:
+                self._before_login(request)
+            elif type(request) is SendMessage:  # this and the next come with every message: straight on
+                ref = request.message_id
+                if not self._limited or self._allowed(gateway.monotonic(), ref):
+                    send = request.data
+                    gateway.engine.send(
+                        self.session, ref, send.to, send.content_type, send.content, send.retry
+                    )
+                    gateway.in_flight += 1
             elif type(request) is Ack:
-                counters.delivery_acks += 1
-                gateway.engine.ack(self.session, request.data.acks or {})
-            else:
-                later = HANDLERS[kind](self, request)
-                if later is not None:
-                    self._start(later, ref, kind in READS)
+                self._acknowledge(request.data)
+            elif type(request) is Heartbeat:
+                self._count_quiet(gateway.monotonic())
+                self._handle(request)
+            elif self._allowed(gateway.monotonic(), request.message_id):
+                if type(request) is Login:
+                    self.write_error(_LOGGED_IN, request.message_id)
+                else:
+                    self._handle(request)
         except Refused as refusal:
-            self.write_error(refusal.error, ref)
+            self.write_error(refusal.error, request.message_id)
         except Exception:
-            log.exception("a request failed", type=kind.__name__, session=self.session)
-            self.write_error(_INTERNAL, ref)
+            log.exception("a request failed", type=type(request).__name__, session=self.session)
+            self.write_error(_INTERNAL, request.message_id)
+
+    def _not_a_request(self, bad: BadRequest, size: int) -> None:
+        now = self.gateway.monotonic()
+        # Saying what is wrong costs by the byte (up to 30 ms for 64 KiB): so does sending it.
+        self._count_quiet(now, size // limits.QUIET_BYTES)
+        if self._allowed(now, bad.ref):
+            self._reject(self._unless_stranger(bad), bad.ref, now)
+
+    def _before_login(self, request: Request) -> None:
+        ref = request.message_id
+        if not self._allowed(self.gateway.monotonic(), ref):
+            if type(request) is Login:  # a login that is refused ends the connection, for this reason too
+                self.close(frames.BAD_LOGIN, "rate_limited")
+        elif type(request) is Login:
+            self._handle(request)
+        else:
+            self.write_error(_UNAUTHENTICATED, ref)
+
+    def _acknowledge(self, data: AckData) -> None:
+        gateway = self.gateway
+        gateway.counters.delivery_acks += 1
+        acks = data.acks
+        if acks is None:
+            if self._limited:
+                self._count_quiet(gateway.monotonic())
+            gateway.engine.ack(self.session, data.conversation, data.seq or 0)
+            return
+        self._count_quiet(gateway.monotonic(), 1 + len(acks) // limits.ACKS_A_REQUEST)
+        for conversation, seq in acks.items():
+            gateway.engine.ack(self.session, conversation, seq)
+
+    def _handle(self, request: Request) -> None:
+        kind = type(request)
+        later = HANDLERS[kind](self, request)
+        if later is not None:
+            self._start(later, request.message_id, kind in READS)
 
     def _start(self, coroutine: Later, ref: str | None, read: bool) -> None:
         """Serve something that waits; until it is answered nothing else of this connection is taken."""
@@ -255,10 +279,10 @@ class Connection(FrameListener):
     def _allowed(self, now: float, ref: str | None) -> bool:
         wait = self._rate.take(now)
         if wait:
-            self._limited(now, wait, ref)
+            self._over_rate(now, wait, ref)
         return not wait
 
-    def _limited(self, now: float, wait: float, ref: str | None) -> None:
+    def _over_rate(self, now: float, wait: float, ref: str | None) -> None:
         self.gateway.counters.rate_limited += 1
         if self._rate.floods(now):
             self.gateway.counters.floods += 1
@@ -311,7 +335,7 @@ class Connection(FrameListener):
     # writing
 
     def frame_of(self, payload: bytes) -> bytes:
-        return frames.encode(self.kind.value, payload)
+        return frames.message(self.codec.binary, payload)
 
     def frame(self, kind: str, data: dict[str, Any]) -> bytes:
         gateway = self.gateway

@@ -9,7 +9,6 @@ import structlog
 
 from hongyan.errors import WireError
 from hongyan.gateway import frames
-from hongyan.gateway.frames import BINARY, TEXT
 from hongyan.ids import Snowflake
 from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 EARLY_BYTES = 256 * 1024
 
 log = structlog.get_logger("hongyan.gateway")
-
-
-def frame_of(codec: Codec, payload: bytes) -> bytes:
-    return frames.encode(BINARY if codec.binary else TEXT, payload)
 
 
 def presence_data(states: Mapping[str, PresenceState]) -> dict[str, Any]:
@@ -78,9 +73,10 @@ class Fanout:
 
     def tell(self, told: Iterable[Told]) -> None:
         stored, other = self._stored, self._other
+        answered = 0
         for session, record, outcome in told:
             if session:
-                self.in_flight -= 1
+                answered += 1
             try:
                 if type(outcome) is Message:
                     stored(session, outcome)
@@ -88,10 +84,10 @@ class Fanout:
                     other(session, record, outcome)
             except Exception:  # one outcome that cannot be told must not hide the others
                 log.exception("cannot tell an outcome", outcome=type(outcome).__name__)
-            if (
-                self._gathered > EARLY_BYTES
-            ):  # between outcomes: writing may close a connection, which changes topics
+            # Between outcomes: writing may close a connection, which changes topics.
+            if self._gathered > EARLY_BYTES:
                 self._flush()
+        self.in_flight -= answered
         self._flush()
         self.answered()
 
@@ -122,37 +118,38 @@ class Fanout:
 
     def _stored(self, session: int, message: Message) -> None:
         """Acknowledge to `session`, push to everyone else."""
-        counters = self.counters
-        counters.messages_accepted += 1
         key, sender = message.conversation, message.sender
         direct = key[0] != "#"
         if direct:
             a, _, b = key.partition("|")
-            peer = b if a == sender else a
-            address = "@" + peer
+            address = "@" + (b if a == sender else a)
         else:
             address = key
-        connection = self.sessions.get(session)
-        if connection is not None:
-            codec = connection.codec
+        counters = self.counters
+        counters.messages_accepted += 1
+        origin = self.sessions.get(session)
+        if origin is not None:
+            codec = origin.codec
             payload = codec.ack(message.key, address, message.seq, False, message.at, message.id)
-            frame = frames.encode(BINARY if codec.binary else TEXT, payload)
-            outbox = connection.outbox
-            if not outbox.frames or outbox.held:
-                self._touched.append(connection)
-            outbox.frames.append(frame)
-            self._gathered += len(frame)
+            self._push(origin, frames.message(codec.binary, payload))
             counters.acks_sent += 1
-        to = self.topics.get(address)
+        topics = self.topics
+        to = topics.get(address)
         if not direct:
-            self._spread(to, key, message, session)
+            if to is None:
+                return
+            own = topics.get("@" + sender)
+            if own is not None and (len(own) > 1 or origin not in own):
+                self._spread(own & to, key, message, origin, True)
+                to = to - own
+            self._spread(to, key, message, origin, False)
             return
-        own = "@" + sender
-        if to is not None and peer != sender:
-            self._spread(to, own, message, session, False)
-        to = self.topics.get(own)
-        if to is not None and (len(to) > 1 or connection not in to):
-            self._spread(to, address, message, session, True)
+        own_address = "@" + sender
+        if to is not None and address != own_address:
+            self._spread(to, own_address, message, origin, False)
+        own = topics.get(own_address)
+        if own is not None and (len(own) > 1 or origin not in own):
+            self._spread(own, address, message, origin, True)
 
     def _other(self, session: int, record: Record, outcome: Outcome) -> None:
         if isinstance(outcome, GroupChanged):
@@ -166,41 +163,32 @@ class Fanout:
             sent, codec = outcome.sent, connection.codec
             address = address_for(record.sender, outcome.conversation)
             payload = codec.ack(record.key, address, sent.seq, True, sent.at, sent.id)
-            self._push(connection, frame_of(codec, payload))
+            self._push(connection, frames.message(codec.binary, payload))
         elif isinstance(outcome, Rejected):
             self.counters.messages_rejected += 1
             error = WireError(outcome.code, outcome.text, outcome.field)
             self._push(connection, connection.error_frame(error, record.key))
 
     def _spread(
-        self,
-        to: Iterable[Connection] | None,
-        address: str,
-        message: Message,
-        origin: int,
-        own: bool | None = None,
+        self, to: Iterable[Connection], address: str, message: Message, origin: Connection | None, own: bool
     ) -> None:
-        """Push to all of a topic but the origin; `own` None: some of a group's sessions are the sender's."""
-        if not to:
-            return
-        sender = message.sender
-        variants: dict[tuple[bool, bool], bytes] = {}
-        touched = self._touched
+        """Push to all but the origin, encoded once a codec. `own`: they are the sender's."""
+        made: dict[Codec, bytes] = {}
+        touched, pushed = self._touched, 0
         for connection in to:
-            if connection.session == origin:
+            if connection is origin:
                 continue
-            mine = own if own is not None else connection.user == sender
             codec = connection.codec
-            variant = (codec.binary, mine)
-            frame = variants.get(variant)
+            frame = made.get(codec)
             if frame is None:
-                frame = variants[variant] = frame_of(codec, codec.message(address, message, mine))
+                frame = made[codec] = frames.message(codec.binary, codec.message(address, message, own))
                 self._gathered += len(frame)
             outbox = connection.outbox
             if not outbox.frames or outbox.held:
                 touched.append(connection)
             outbox.frames.append(frame)
-            self.counters.pushes += 1
+            pushed += 1
+        self.counters.pushes += pushed
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:
@@ -224,7 +212,8 @@ class Fanout:
             codec = connection.codec
             frame = variants.get(codec.binary)
             if frame is None:
-                frame = variants[codec.binary] = frame_of(codec, codec.envelope(kind, data, at, number))
+                payload = codec.envelope(kind, data, at, number)
+                frame = variants[codec.binary] = frames.message(codec.binary, payload)
             self._push(connection, frame)
 
     # writing

@@ -6,6 +6,7 @@ FLOOD_S = 5.0  # above the rate for so long without pause: 4429
 PAUSE_S = 1.0  # no refusal for so long is a pause
 MALFORMED = 10  # the tenth within a minute closes
 MINUTE_S = 60.0
+ACKS_A_REQUEST = 20  # acknowledgements of one message that cost about as much as a message with one
 QUIET_BYTES = 1024  # of a message that cannot be read count like one acknowledgement
 
 

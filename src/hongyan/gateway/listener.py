@@ -15,11 +15,12 @@ log = structlog.get_logger("hongyan.gateway")
 class FrameListener(WSListener):
     """picows calls `on_ws_*`; subclasses get whole messages. After `end` nothing comes any more."""
 
-    __slots__ = ("_assembler", "_text", "_ws", "closed", "kind", "last_seen", "wire")
+    __slots__ = ("_assembler", "_text", "_wheel", "_ws", "closed", "kind", "last_seen", "wire")
 
     def __init__(self, wire: Wire, binary: bool, max_bytes: int) -> None:
         self.wire = wire
         self.kind = WSMsgType.BINARY if binary else WSMsgType.TEXT
+        self._wheel = wire.wheel
         self.last_seen = wire.wheel.now
         self.closed = False
         self._text = not binary
@@ -60,12 +61,12 @@ class FrameListener(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if self.closed:
             return
-        self.last_seen = self.wire.wheel.now
+        self.last_seen = self._wheel.now
         try:
             if (
                 frame.msg_type is self.kind
                 and frame.fin
-                and not (self._assembler.open or frame.rsv1 or frame.rsv2 or frame.rsv3)
+                and not (frame.rsv1 or frame.rsv2 or frame.rsv3 or self._assembler.open)
             ):
                 payload = frame.get_payload_as_bytes()
                 if self._text and not payload.isascii():

@@ -107,9 +107,9 @@ class EngineApi(Protocol):
         """Admit a message (checked: valid address, JSON content within limits). Answered through
         `GatewayApi.tell` or `.refuse` within 10 s; raises Refused (`busy`, `unavailable`) at once."""
 
-    def ack(self, session: int, acks: Mapping[str, int]) -> None:
-        """Cumulative acknowledgements, address -> seq (ints >= 0). Clamped, never backwards; foreign
-        conversations are skipped."""
+    def ack(self, session: int, address: str, seq: int) -> None:
+        """A cumulative acknowledgement (`seq` >= 0). Clamped, never backwards; what is no conversation of
+        the user's, or no address at all, is skipped."""
 
     async def create_group(self, session: int, group: str | None, name: str, join: str) -> dict[str, Any]:
         """Returns the answer's `data` without `ref`; so do the next three."""

@@ -3,6 +3,7 @@ types" and "extensions"). Decoding is in decode.py; the checks that a type canno
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +24,14 @@ MAX_MESSAGE_ID = 64
 MAX_USERS = 100
 MAX_MAP = 5_000
 MAX_NAME = 128
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9_.+/\-]{1,64}", re.ASCII).fullmatch
+_MAX_REMEMBERED = 1_000
+GOOD_CONTENT_TYPES: set[str] = set()  # seen before: looked up, which costs a fifth of the pattern
 SEQ_CEILING = 2**63 - 1  # a larger seq is clamped, as any seq past the last is
 
 Limit = Annotated[int, Meta(ge=1, le=500)]
 Seq = Annotated[int, Meta(ge=0)]
 MessageId = Annotated[str, Meta(min_length=1, max_length=MAX_MESSAGE_ID)]
-ContentType = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+/\-]{1,64}\Z")]
 
 # On the wire `content` is kept unparsed; `decode` puts the checked JSON bytes in its place.
 if TYPE_CHECKING:
@@ -55,15 +58,15 @@ class LoginData(msgspec.Struct):
     platform: Annotated[str, Meta(min_length=1)] = ""  # left out; an empty one is refused
 
 
-class SendData(msgspec.Struct):
+class SendData(msgspec.Struct, gc=False):
     to: str
-    content_type: ContentType
+    content_type: str
     content: Content
     retry: bool = False
 
 
-class AckData(msgspec.Struct):
-    """Either form on the wire; `decode` leaves everything in `acks`."""
+class AckData(msgspec.Struct, gc=False):
+    """Either form on the wire. Checked: `acks` where it was given, else `conversation` and `seq`."""
 
     conversation: str = ""
     seq: Seq | None = None
@@ -108,7 +111,7 @@ class PresenceData(msgspec.Struct):
     subscribe: bool | None = None
 
 
-class Request(msgspec.Struct, tag_field="type"):
+class Request(msgspec.Struct, tag_field="type", gc=False):
     message_id: OptionalMessageId = None
 
 
@@ -192,27 +195,30 @@ def _login(data: LoginData) -> None:
 def _send(data: SendData) -> None:
     if match_address(data.to) is None:
         raise refused("invalid_field", "to is @user or #group", "data.to")
-    if data.content_type.startswith("hongyan."):
-        raise refused("invalid_field", "hongyan.* is reserved", "data.content_type")
+    if data.content_type not in GOOD_CONTENT_TYPES:
+        _content_type(data.content_type)
+
+
+def _content_type(name: str) -> None:
+    _need(_CONTENT_TYPE(name) is not None, "data.content_type", "a content_type is 1 to 64 of A-Za-z0-9_.+/-")
+    _need(not name.startswith("hongyan."), "data.content_type", "hongyan.* is reserved")
+    if len(GOOD_CONTENT_TYPES) < _MAX_REMEMBERED:
+        GOOD_CONTENT_TYPES.add(name)
 
 
 def _ack(data: AckData) -> None:
-    name, seq = data.conversation, data.seq
-    if name and seq is not None and not data.acks:  # the common form, with nothing else to look at
-        known = match_address(name) is not None
-        data.acks = {name: seq if seq < SEQ_CEILING else SEQ_CEILING} if known else {}
+    name, seq, acks = data.conversation, data.seq, data.acks
+    if acks is None:
+        _need(bool(name) or seq is not None, "data.acks", "nothing named")
+        _need(bool(name), "data.conversation", "conversation is missing")
+        _need(seq is not None, "data.seq", "seq is missing")
         return
-    _need(
-        data.acks is not None or data.conversation != "" or data.seq is not None, "data.acks", "nothing named"
-    )
-    acks = data.acks or {}
     _need(len(acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
-    if data.seq is not None:
-        _need(bool(data.conversation), "data.conversation", "conversation is missing")
-        acks[data.conversation] = max(data.seq, acks.get(data.conversation, 0))
+    if seq is not None:
+        _need(bool(name), "data.conversation", "conversation is missing")
+        acks[name] = max(seq, acks.get(name, 0))
     else:
-        _need(bool(acks) or not data.conversation, "data.seq", "seq is missing")
-    data.acks = _positions(acks)
+        _need(bool(acks) or not name, "data.seq", "seq is missing")
 
 
 def _positions(named: dict[str, int]) -> dict[str, int]:

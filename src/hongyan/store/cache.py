@@ -10,33 +10,33 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """Holds between `size` and 2 × `size` of the entries used last. None is a value (a known absence).
+    """Holds between `size` and 2 × `size` of the entries used last; an entry of None hides an older one.
     `young`, the newer generation, may be looked into directly, to save a call."""
 
     __slots__ = ("_old", "_size", "young")
 
     def __init__(self, size: int) -> None:
         self._size = max(1, size)
-        self.young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
+        self.young: dict[K, V | None] = {}
+        self._old: dict[K, V | None] = {}
 
-    def get(self, key: K, default: V) -> V:
-        young = self.young
-        if key in young:
-            return young[key]
-        if key in self._old:
-            value = self._old[key]
+    def get(self, key: K) -> V | None:
+        if key in self.young:
+            return self.young[key]
+        value = self._old.get(key)
+        if value is not None:
             self.put(key, value)
-            return value
-        return default
+        return value
 
     def put(self, key: K, value: V) -> None:
         self.young[key] = value
-        if len(self.young) >= self._size:
-            self._old, self.young = self.young, {}
+        self._turn()
 
-    def update(self, entries: Mapping[K, V]) -> None:
+    def update(self, entries: Mapping[K, V | None]) -> None:
         """Put them all (`size` may be passed by as many, once)."""
         self.young.update(entries)
+        self._turn()
+
+    def _turn(self) -> None:
         if len(self.young) >= self._size:
             self._old, self.young = self.young, {}

@@ -71,9 +71,9 @@ class RocksStore:
         self._tail_bytes = tail_bytes
         self._interval_s = flush_interval_ms / 1000
         self._fatal = fatal
-        self._conversations: Cache[str, Conversation | None] = Cache(cache_conversations)
-        self._memberships: Cache[tuple[str, str], Membership | None] = Cache(2 * cache_conversations)
-        self._users: Cache[str, User | None] = Cache(cache_conversations)
+        self._conversations: Cache[str, Conversation] = Cache(cache_conversations)
+        self._memberships: Cache[tuple[str, str], Membership] = Cache(2 * cache_conversations)
+        self._users: Cache[str, User] = Cache(cache_conversations)
         self._write_options = WriteOptions()
         self._write_options.no_slowdown = True
         self._timer: asyncio.Handle | None = None
@@ -262,44 +262,43 @@ class RocksStore:
             f"the store {path} is damaged ({error}): restore the directory from a backup"
         )
 
+    # What is not there is not noted: a client may name as many as it likes.
+
     def conversation(self, key: str) -> Conversation | None:
-        if (recent := self._conversations.young.get(key)) is not None:
+        recent = self._conversations.young.get(key) or self._conversations.get(key)
+        if recent is not None:
             return recent
-        found = self._conversations.get(key, MISSING)
-        if found is not MISSING:
-            return found
         row: Conversation | None = self._tail.conversation(key)
         if row is MISSING:
             raw = self._get(keys.conversation(key))
             row = decode_conversation(raw) if raw is not None else None
-        self._conversations.put(key, row)
+        if row is not None:
+            self._conversations.put(key, row)
         return row
 
     def user(self, user: str) -> User | None:
-        if (recent := self._users.young.get(user)) is not None:
+        recent = self._users.young.get(user) or self._users.get(user)
+        if recent is not None:
             return recent
-        found = self._users.get(user, MISSING)
-        if found is not MISSING:
-            return found
         row: User | None = self._tail.user(user)
         if row is MISSING:
             raw = self._get(keys.user(user))
             row = decode_user(raw) if raw is not None else None
-        self._users.put(user, row)
+        if row is not None:
+            self._users.put(user, row)
         return row
 
     def membership(self, user: str, conversation: str) -> Membership | None:
         at = (user, conversation)
-        if (recent := self._memberships.young.get(at)) is not None:
+        recent = self._memberships.young.get(at) or self._memberships.get(at)
+        if recent is not None:
             return recent
-        found = self._memberships.get(at, MISSING)
-        if found is not MISSING:
-            return found
         row: Membership | None = self._tail.membership(user, conversation)
         if row is MISSING:
             raw = self._get(keys.memberships(user) + conversation.encode())
             row = decode_membership(raw) if raw is not None else None
-        self._memberships.put(at, row)
+        if row is not None:
+            self._memberships.put(at, row)
         return row
 
     def find(self, sender: str, conversation: str, key: str) -> Sent | None:

@@ -193,7 +193,7 @@ async def test_a_send_is_answered_in_time_also_while_cursors_wait_for_the_disk(w
     await world.gateway.outcomes(1)
     world.journal.gate.clear()
     world.journal.appending.clear()
-    world.engine.ack(1, {"@bob": 1})
+    world.engine.ack(1, "@bob", 1)
     await world.journal.appending.wait()  # the ticker's cursors are stuck in the journal
     world.send(1, "@bob", "late")
     world.gateway.news.clear()
@@ -233,7 +233,16 @@ async def test_an_ack_holds_at_once_and_survives_a_restart(world: World) -> None
     for n in range(3):
         world.send(2, "@alice", str(n))
     await world.gateway.outcomes(3)
-    world.engine.ack(1, {"@bob": 2, "#foreign": 9, "@nobody": 1})
+    for address, seq in {
+        "@bob": 2,
+        "#foreign": 9,
+        "@nobody": 1,
+        "": 3,
+        "bob": 3,
+        "@b b": 1,
+        "@\ud800": 1,
+    }.items():
+        world.engine.ack(1, address, seq)
     page = await world.engine.sync(1, 50, {}, None)
     assert [item.message.seq for item in page.items] == [3]
     world.engine.logout(1)
@@ -252,7 +261,7 @@ async def test_an_ack_holds_at_once_and_survives_a_restart(world: World) -> None
 async def test_a_new_session_inherits_unwritten_acks(world: World) -> None:
     world.send(2, "@alice", "k")
     await world.gateway.outcomes(1)
-    world.engine.ack(1, {"@bob": 1})
+    world.engine.ack(1, "@bob", 1)
     world.engine.logout(1)
     await world.engine.login(9, "alice", "a1", "")
     assert (await world.engine.sync(9, 50, {}, None)).items == []
@@ -264,10 +273,10 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
     await world.gateway.outcomes(2)
     queue = world.engine._cursors
     world.journal.gate.clear()
-    world.engine.ack(1, {"@bob": 1})
+    world.engine.ack(1, "@bob", 1)
     first = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
     await asyncio.sleep(0)
-    world.engine.ack(1, {"@alice": 1})
+    world.engine.ack(1, "@alice", 1)
     second = asyncio.create_task(queue.flush_user("alice", ["a1"], world.clock.ms))
     await asyncio.sleep(0)
     assert (await world.engine.sync(1, 50, {}, None)).items == [], "both writes under way, nothing forgotten"
@@ -360,7 +369,7 @@ async def test_acks_refused_after_the_device_came_anew_are_written_with_its_next
     await world.gateway.outcomes(2)
     queue = world.engine._cursors
     world.journal.gate.clear()
-    world.engine.ack(1, {"@bob": 1})
+    world.engine.ack(1, "@bob", 1)
     writing = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
     await asyncio.sleep(0)
     world.engine.logout(1)
@@ -368,7 +377,7 @@ async def test_acks_refused_after_the_device_came_anew_are_written_with_its_next
     world.journal.failing = True
     world.journal.gate.set()
     await writing
-    world.engine.ack(9, {"@alice": 1})
+    world.engine.ack(9, "@alice", 1)
     world.journal.failing = False
     await queue.flush(world.clock.ms, all_of_them=True)
     number = world.store.users["alice"].devices["a1"].number
@@ -382,7 +391,7 @@ async def test_a_cancelled_cursor_write_keeps_what_it_had(world: World) -> None:
     queue = world.engine._cursors
     await queue.flush(world.clock.ms, all_of_them=True)
     world.journal.gate.clear()
-    world.engine.ack(1, {"@bob": 1})
+    world.engine.ack(1, "@bob", 1)
     queue.seen("alice", "a1", world.clock.ms + 7)
     holder = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
     waiter = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))

@@ -237,22 +237,24 @@ def test_a_lone_surrogate_in_a_field_that_is_read(type: str, data: dict[str, Any
         ({"conversation": "@a", "seq": 4}, {"@a": 4}),
         ({"acks": {"@a": 4, "#g": 0}}, {"@a": 4, "#g": 0}),
         ({"acks": {}}, {}),
-        ({"acks": {"a": 4, "": 1, "@a b": 2, "#g": 7}}, {"#g": 7}),
-        ({"conversation": "nobody", "seq": 4}, {}),
+        # what is no address is no conversation of the user's either: that is for the engine to skip
+        ({"acks": {"a": 4, "": 1, "@a b": 2, "#g": 7}}, {"a": 4, "": 1, "@a b": 2, "#g": 7}),
+        ({"conversation": "nobody", "seq": 4}, {"nobody": 4}),
         ({"acks": {"@a": 9}, "conversation": "@a", "seq": 4}, {"@a": 9}),
-        ({"conversation": "@a", "seq": 2**64 - 1}, {"@a": 2**63 - 1}),
+        ({"conversation": "@a", "seq": 2**64 - 1}, {"@a": 2**64 - 1}),
     ],
 )
 def test_acks(codec: Codec, data: dict[str, Any], acks: dict[str, int]) -> None:
     ack = request(codec, "ack", data)
     assert isinstance(ack, Ack)
-    assert ack.data.acks == acks
+    found = ack.data.acks
+    assert (found if found is not None else {ack.data.conversation: ack.data.seq}) == acks
 
 
 def test_an_integer_beyond_64_bits_is_still_one() -> None:
     ack = request(JSON, "ack", {"acks": {"@a": 10**30, "#g": 10**99}})
     assert isinstance(ack, Ack)
-    assert ack.data.acks == {"@a": 2**63 - 1, "#g": 2**63 - 1}
+    assert ack.data.acks == {"@a": 10**30, "#g": 10**99}
 
 
 @CODECS
