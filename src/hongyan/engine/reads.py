@@ -54,7 +54,7 @@ class Reader:
         """The highest seq that this device has acknowledged, `first_seq` - 1 at least."""
         of = self._store.conversation(key)
         pending = min(self._acked(session.owner, key), of.last_seq) if of is not None else 0
-        return max(row.cursors.get(session.device_number, 0), pending, row.first_seq - 1)
+        return max(row.cursor(session.device_number), pending, row.first_seq - 1)
 
     async def _rows(
         self, user: str, after: str = ""
