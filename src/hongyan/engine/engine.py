@@ -64,7 +64,7 @@ class Engine:
         # user -> the newest Login record that is not decided: it may forget a device that comes back meanwhile
         self._undecided: dict[str, int] = {}
         self._cursors = CursorQueue(self._committer.submit, snowflake.next)
-        self._reader = Reader(store, self._cursors.acked)
+        self._reader = Reader(store, self._cursors.acked, monotonic_ms)
         self._presence = Presence(
             self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
             max_subscriptions=settings.max_presence_subscriptions,
