@@ -20,7 +20,7 @@ from hongyan.protocol.names import address_for, conversation_key
 from hongyan.protocol.state import Conversation, Membership, Message
 from hongyan.store.base import Store
 
-SLICE = 50  # rows of a walk that are read in one go
+SLICE = 100  # rows of a walk that are read in one go
 TURN_MS = 2  # of the loop's time, then others have theirs; a slice or a conversation's messages come on top
 PAGE_BYTES = 256 * 1024  # items of one reply (protocol.md, "Cursors and sync")
 # A sync remembers where this many conversations with news began, then walks on from there: a bound on
