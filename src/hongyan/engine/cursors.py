@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -61,11 +62,14 @@ class CursorQueue:
         """Write the share of one tick, or everything. Refusals keep what was gathered for the next time."""
         count = len(self.gathered) if all_of_them else len(self.gathered) // TICKS + 1
         seen = len(self._seen) if all_of_them else MAX_ENTRIES
-        await self._write(list(islice(self.gathered, count)), list(islice(self._seen, seen)), now)
+        with suppress(Refused):
+            await self._write(list(islice(self.gathered, count)), list(islice(self._seen, seen)), now)
 
     async def flush_user(self, user: str, devices: Iterable[str], now: int) -> None:
-        """Write what the user's devices have gathered: a new device starts where the furthest stands."""
-        await self._write([(user, device) for device in devices], [], now)
+        """Write what the user's devices have gathered and when they were used: a new device starts where the
+        furthest stands, and the one unused for longest is forgotten for it. Raises Refused."""
+        owners = [(user, device) for device in devices]
+        await self._write(owners, owners[:], now)
 
     async def _write(self, owners: list[Owner], seen_owners: list[Owner], now: int) -> None:
         owners.reverse()
@@ -79,10 +83,7 @@ class CursorQueue:
                 record = Cursors(self._new_id(), now, acks, seen)
                 try:
                     await self._submit(record, ENTRY_WEIGHT * (len(acks) + len(seen)))
-                except Refused:
-                    self._take_back(seen)
-                    return
-                except BaseException:  # cancelled: it may be written, and writing it again does no harm
+                except BaseException:  # cancelled, too: it may be written, and again does no harm
                     self._take_back(seen)
                     raise
                 self._flying = {}

@@ -26,8 +26,6 @@ from hongyan.store.base import Store
 from hongyan.throttle import Throttle
 
 TICK_S = 0.1
-# Bytes. A further device starts where the user's others stand: it may write a row for every conversation.
-NEW_DEVICE_WEIGHT = 64 * 1024
 
 
 class Engine:
@@ -62,8 +60,10 @@ class Engine:
         )  # fmt: skip
         self._sessions = Sessions()
         self._logging_in: dict[str, dict[int, str]] = {}  # user -> session number -> device
+        # user -> the newest Login record that is not decided: it may forget a device that comes back meanwhile
+        self._undecided: dict[str, int] = {}
         self._cursors = CursorQueue(self._committer.submit, snowflake.next)
-        self._reader = Reader(store, self._cursors.acked)
+        self._reader = Reader(store, self._cursors.acked, monotonic_ms)
         self._presence = Presence(
             self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
             max_subscriptions=settings.max_presence_subscriptions,
@@ -176,7 +176,7 @@ class Engine:
             others = {name for name in logging_in.values() if self._sessions.of(user, name) is None} - {
                 device
             }
-            if self._sessions.devices(user) + len(others) >= self._settings.max_devices_online:
+            if len(self._sessions.devices(user)) + len(others) >= self._settings.max_devices_online:
                 if not logging_in:
                     del self._logging_in[user]
                 raise refused(
@@ -185,14 +185,8 @@ class Engine:
         logging_in[session] = device
         try:
             row = self._store.user(user)
-            if row is None or device not in row.devices:
-                if row is not None:
-                    await self._cursors.flush_user(user, row.devices, self._now_ms())
-                record = records.Login(
-                    self._snowflake.next(), self._now_ms(), user, device, platform, self._settings.max_devices
-                )
-                weight = NEW_DEVICE_WEIGHT if row is not None else 0
-                _raise_rejected(await self._committer.submit(record, weight))
+            if row is None or device not in row.devices or user in self._undecided:
+                await self._remember(user, device, platform)
                 row = self._store.user(user)
             if session not in logging_in:
                 raise refused("unavailable", "the connection is gone")
@@ -204,6 +198,37 @@ class Engine:
             if not logging_in:
                 self._logging_in.pop(user, None)
         return self._enter(session, user, device, number)
+
+    async def _remember(self, user: str, device: str, platform: str) -> None:
+        """Have the fold decide that the device is one of the user's. Raises Refused."""
+        id, earlier = self._snowflake.next(), self._undecided.get(user)
+        self._undecided[user] = id
+        try:
+            in_use = self._in_use(user)
+            if (row := self._store.user(user)) is not None:
+                await self._cursors.flush_user(user, row.devices, self._now_ms())
+                in_use |= self._in_use(user)
+            in_use.discard(device)
+            now, limit = self._now_ms(), self._settings.max_devices
+            record = records.Login(id, now, user, device, platform, limit, sorted(in_use))
+            _raise_rejected(await self._committer.submit(record, 100 * len(in_use)))
+        except Refused as refusal:
+            if refusal.error.code != "unavailable":  # that one may yet be in the log
+                self._decided(user, id, earlier)
+            raise
+        self._decided(user, id)
+
+    def _decided(self, user: str, id: int, earlier: int | None = None) -> None:
+        if self._undecided.get(user) != id:
+            return
+        if earlier is None:
+            del self._undecided[user]
+        else:
+            self._undecided[user] = earlier
+
+    def _in_use(self, user: str) -> set[str]:
+        """The user's devices that are online or logging in."""
+        return {*self._sessions.devices(user), *self._logging_in.get(user, {}).values()}
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
         new = Session(session, user, device, device_number, str(self._snowflake.next()))

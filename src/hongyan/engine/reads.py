@@ -1,7 +1,8 @@
 """What a device reads: `sync_offline`, `history`, `conversations`. From the store's merged view.
 
-Long walks hand the loop back every `SLICE` rows, so a user with many conversations does not hold up
-live traffic.
+Walks and pages hand the loop back once `TURN_MS` have passed, so a user with many conversations does not
+hold up live traffic. Whoever leaves a group meanwhile gets nothing more of it: what was collected before
+is looked at once more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import heapq
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from hongyan.engine.sessions import Owner, Session, SyncState
@@ -18,7 +20,8 @@ from hongyan.protocol.names import address_for, conversation_key
 from hongyan.protocol.state import Conversation, Membership, Message
 from hongyan.store.base import Store
 
-SLICE = 200  # rows walked between two looks at other work
+SLICE = 100  # rows of a walk that are read in one go
+TURN_MS = 2  # of the loop's time, then others have theirs; a slice or a conversation's messages come on top
 PAGE_BYTES = 256 * 1024  # items of one reply (protocol.md, "Cursors and sync")
 # A sync remembers where this many conversations with news began, then walks on from there: a bound on
 # what one connection can make the server hold (two strings and an int each).
@@ -42,22 +45,45 @@ def item_bytes(message: Message) -> int:
     return content + 12 * len(message.key) + len(message.conversation) + 320
 
 
+class Turn:
+    """A read's share of the loop. `await turn.end()` where `turn.over` says so."""
+
+    __slots__ = ("_began", "_now_ms", "ended")
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+        self._began = now_ms()
+        self.ended = False  # at least once: anything may have happened in between
+
+    @property
+    def over(self) -> bool:
+        return self._now_ms() - self._began >= TURN_MS
+
+    async def end(self) -> None:
+        self.ended = True
+        await asyncio.sleep(0)
+        self._began = self._now_ms()
+
+
 class Reader:
     """Read side of the engine. Every call checks membership anew."""
 
-    def __init__(self, store: Store, acked: Callable[[Owner, str], int]) -> None:
+    def __init__(
+        self, store: Store, acked: Callable[[Owner, str], int], monotonic_ms: Callable[[], int]
+    ) -> None:
         """`acked`: what a device acknowledged and the store may not have yet; 0: nothing."""
         self._store = store
         self._acked = acked
+        self._monotonic_ms = monotonic_ms
 
     def cursor(self, session: Session, key: str, row: Membership) -> int:
         """The highest seq that this device has acknowledged, `first_seq` - 1 at least."""
         of = self._store.conversation(key)
         pending = min(self._acked(session.owner, key), of.last_seq) if of is not None else 0
-        return max(row.cursors.get(session.device_number, 0), pending, row.first_seq - 1)
+        return max(row.cursor(session.device_number), pending, row.first_seq - 1)
 
     async def _rows(
-        self, user: str, after: str = ""
+        self, user: str, turn: Turn, after: str = ""
     ) -> AsyncIterator[tuple[str, Membership, Conversation | None]]:
         """The conversations that a user is a member of, ascending from key > `after`."""
         while rows := self._store.memberships(user, after, SLICE):
@@ -65,20 +91,49 @@ class Reader:
                 if row.position:
                     yield key, row, self._store.conversation(key)
             after = rows[-1][0]
-            await asyncio.sleep(0)
+            if turn.over:
+                await turn.end()
+
+    def _sees(self, user: str, address: str, seq: int) -> bool:
+        """Whether what was read before the loop turned is still the user's to see."""
+        if address[0] != "#":
+            return True
+        row = self._store.membership(user, address)
+        return row is not None and row.position > 0 and row.first_seq <= seq
 
     async def sync(
         self, session: Session, limit: int, cursors: Mapping[str, int], page: str | None
     ) -> SyncPage:
+        turn = Turn(self._monotonic_ms)
         if page is None:
-            sync = session.sync = await self._begin_sync(session, cursors, "")
+            sync = session.sync = await self._begin_sync(session, turn, cursors, "")
             index, after, high = 0, -1, -1
         else:
             sync, index, after, high = _sync_position(session, page)
+        items, index, after, high = await self._sync_items(
+            session.user, turn, sync, index, after, high, limit
+        )
+        if index >= len(sync.starts):
+            session.sync = None
+            if sync.rest is not None:
+                session.sync = sync = await self._begin_sync(session, turn, sync.cursors, sync.rest)
+                index, after, high = 0, -1, -1
+        if turn.ended:
+            items = [item for item in items if self._sees(session.user, item.conversation, item.message.seq)]
+        if index >= len(sync.starts):
+            session.sync = None
+            return SyncPage(items, False, None)
+        return SyncPage(items, True, f"{sync.name}.{index}.{after}.{high}")
+
+    async def _sync_items(
+        self, user: str, turn: Turn, sync: SyncState, index: int, after: int, high: int, limit: int
+    ) -> tuple[list[Item], int, int, int]:
+        """A page's items from a place on, and the place to go on from."""
         items: list[Item] = []
         size = 0
-        user = session.user
         while index < len(sync.starts) and len(items) < limit:
+            if turn.over:
+                await turn.end()
             key, start = sync.starts[index]
             row = self._store.membership(user, key)
             of = self._store.conversation(key)
@@ -93,30 +148,22 @@ class Reader:
             for message in fresh:
                 size += item_bytes(message)
                 if size > PAGE_BYTES and items:
-                    return SyncPage(items, True, f"{sync.name}.{index}.{after}.{high}")
+                    return items, index, after, high
                 items.append(Item(address, message, message.sender == user))
                 after = message.seq
             if not fresh or after >= high:
                 index, after, high = index + 1, -1, -1
-                if index % SLICE == 0:
-                    await asyncio.sleep(0)
-        if index >= len(sync.starts):
-            session.sync = None
-            if sync.rest is None:
-                return SyncPage(items, False, None)
-            session.sync = sync = await self._begin_sync(session, sync.cursors, sync.rest)
-            if not sync.starts:
-                return SyncPage(items, False, None)
-            index, after, high = 0, -1, -1
-        return SyncPage(items, True, f"{sync.name}.{index}.{after}.{high}")
+        return items, index, after, high
 
-    async def _begin_sync(self, session: Session, cursors: Mapping[str, int], after: str) -> SyncState:
+    async def _begin_sync(
+        self, session: Session, turn: Turn, cursors: Mapping[str, int], after: str
+    ) -> SyncState:
         """Note where each conversation with news starts, from key > `after`."""
         named = {conversation_key(session.user, address): seq for address, seq in cursors.items()}
         session.syncs += 1
         starts: list[tuple[str, int]] = []
         rest = None
-        async for key, row, of in self._rows(session.user, after):
+        async for key, row, of in self._rows(session.user, turn, after):
             start = named[key] if key in named else self.cursor(session, key, row)
             start = max(start, row.first_seq - 1)
             if of is not None and of.last_seq > start:
@@ -147,49 +194,49 @@ class Reader:
         if low > high:
             return HistoryPage((), False)
         newest = after is None
-        messages: list[Message] = []
-        size = 0
-        for message in self._walk(key, low, high, limit, newest):
-            size += item_bytes(message)
-            if size > PAGE_BYTES and messages:
-                break
-            messages.append(message)
-        more = bool(messages) and (messages[-1].seq > low if newest else messages[-1].seq < high)
-        if newest:
-            messages.reverse()
-        return HistoryPage([Item(address, message, message.sender == user) for message in messages], more)
-
-    def _walk(self, key: str, low: int, high: int, limit: int, newest: bool) -> list[Message]:
-        """Up to `limit` messages from one end of [low, high] (descending with `newest`)."""
         found = self._store.messages(key, low, high, limit, newest)
-        return found[::-1] if newest else found
+        count = size = 0
+        for message in reversed(found) if newest else found:
+            size += item_bytes(message)
+            if size > PAGE_BYTES and count:
+                break
+            count += 1
+        messages = found[len(found) - count :] if newest else found[:count]
+        more = bool(messages) and (messages[0].seq > low if newest else messages[-1].seq < high)
+        return HistoryPage([Item(address, message, message.sender == user) for message in messages], more)
 
     async def conversations(self, session: Session, limit: int, page: str | None) -> ConversationsPage:
         """Newest first; a page's token is a place in that order, so it holds on any connection."""
         place = _conversations_place(page) if page is not None else None
-        order: list[tuple[int, str]] = []
-        async for key, row, of in self._rows(session.user):
+        turn = Turn(self._monotonic_ms)
+        newest: list[tuple[int, str]] = []  # a heap: the oldest of them is the first to go
+        async for key, row, of in self._rows(session.user, turn):
             at = of.last_at if of is not None and of.last_seq >= row.first_seq else row.joined_at
-            if place is None or (at, key) < place:
-                order.append((at, key))
-        order.sort(reverse=True)
+            if place is not None and (at, key) >= place:
+                continue
+            if len(newest) <= limit:  # one more than asked for says that there are more
+                heapq.heappush(newest, (at, key))
+            else:
+                heapq.heappushpop(newest, (at, key))
+        newest.sort(reverse=True)
+        more = len(newest) > limit
         items: list[ConversationItem] = []
         size = 0
-        for at, key in order[:limit]:
+        last = (0, "")  # the place that the next page goes on after
+        for at, key in newest[:limit]:
+            if turn.over:
+                await turn.end()
             item = self._conversation_item(session, key)
-            if item is None:
-                continue
-            size += 600 + (item_bytes(item.last_message.message) if item.last_message is not None else 0)
-            if size > PAGE_BYTES and items:
-                break
-            items.append(item)
-            place_after = (at, key)
-        else:
-            if len(order) <= limit:
-                return ConversationsPage(items, False, None)
-            place_after = order[limit - 1]
-        token = base64.urlsafe_b64encode(f"{place_after[0]}.{place_after[1]}".encode()).decode()
-        return ConversationsPage(items, True, token)
+            if item is not None:
+                size += 600 + (item_bytes(item.last_message.message) if item.last_message is not None else 0)
+                if size > PAGE_BYTES and items:
+                    more = True
+                    break
+                items.append(item)
+            last = (at, key)
+        if turn.ended:
+            items = [item for item in items if self._sees(session.user, item.conversation, item.first_seq)]
+        return ConversationsPage(items, more, _conversations_token(*last) if more else None)
 
     def _conversation_item(self, session: Session, key: str) -> ConversationItem | None:
         user = session.user
@@ -216,6 +263,10 @@ def _sync_position(session: Session, page: str) -> tuple[SyncState, int, int, in
     if not (after == high == -1 or start <= after <= high < 2**63):  # -1: this conversation is not begun
         raise Refused(_STALE)
     return sync, index, after, high
+
+
+def _conversations_token(at: int, key: str) -> str:
+    return base64.urlsafe_b64encode(f"{at}.{key}".encode()).decode()
 
 
 def _conversations_place(page: str) -> tuple[int, str]:

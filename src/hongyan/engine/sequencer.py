@@ -23,6 +23,8 @@ from hongyan.protocol.state import Changes, Conversation, Device, Membership, Me
 # A record that waited longer than this between admit and log may be the stray twin of a message that
 # its client has long resent by another way: it is looked up like a `retry` (design.md, "Sequence").
 LATE_MS = 10_000
+# An acknowledgement is a use of its device, but rewrites the user's row no oftener than this.
+USED_EVERY_MS = 3_600_000
 
 
 class View(Protocol):
@@ -33,7 +35,6 @@ class View(Protocol):
     def membership(self, user: str, conversation: str) -> Membership | None: ...
     def find(self, sender: str, conversation: str, key: str) -> Sent | None: ...
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]: ...
-    def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]: ...
 
 
 class Overlay:
@@ -57,21 +58,6 @@ class Overlay:
         if at in self.changes.memberships:
             return self.changes.memberships[at]
         return self.view.membership(user, conversation)
-
-    def memberships(self, user: str) -> dict[str, Membership]:
-        """Every row of the user, by conversation key."""
-        rows: dict[str, Membership] = {}
-        after = ""
-        while page := self.view.memberships(user, after):
-            rows.update(page)
-            after = page[-1][0]
-        for (owner, conversation), row in self.changes.memberships.items():
-            if owner == user:
-                if row is None:
-                    rows.pop(conversation, None)
-                else:
-                    rows[conversation] = row
-        return rows
 
     def first_member(self, group: str) -> str | None:
         """The member of longest standing."""
@@ -191,24 +177,19 @@ def _register(state: Overlay, record: records.Register) -> Outcome:
 
 
 def _login(state: Overlay, record: records.Login) -> Outcome:
-    """Create the user where needed and fix where a device starts (protocol.md, "Cursors and sync")."""
+    """Create the user where needed and remember the device. Where it starts (protocol.md, "Cursors and
+    sync") takes no row: `Membership.cursor` knows a device that no entry names."""
     user = state.user(record.user)
     created = user is None
     user = user or User(record.at)
     if record.device in user.devices:
         return UserReady(record.user, False)
-    known = {device.number for device in user.devices.values()}
     number = user.next_device
-    for conversation, row in state.memberships(record.user).items() if known else ():
-        furthest = max((seq for of, seq in row.cursors.items() if of in known), default=0)
-        if furthest:
-            cursors = {**row.cursors, number: furthest}
-            state.changes.memberships[record.user, conversation] = msgspec.structs.replace(
-                row, cursors=cursors
-            )
     devices = {**user.devices, record.device: Device(number, record.platform, record.at)}
-    while len(devices) > record.max_devices:
-        del devices[min(devices, key=lambda name: devices[name].last_used)]
+    in_use = {*record.in_use, record.device}
+    idle = sorted(devices.keys() - in_use, key=lambda name: (devices[name].last_used, devices[name].number))
+    for name in idle[: max(0, len(devices) - record.max_devices)]:
+        del devices[name]
     state.changes.users[record.user] = msgspec.structs.replace(user, devices=devices, next_device=number + 1)
     return UserReady(record.user, created)
 
@@ -216,34 +197,38 @@ def _login(state: Overlay, record: records.Login) -> Outcome:
 def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
     """Move cursors forward: never back, never past the last `seq`, never in a foreign conversation."""
     memberships, view = state.changes.memberships, state.view
-    whose, user = None, None
+    whose, user, remembered = None, None, frozenset[int]()
     for name, device_id, conversation, seq in record.acks:
-        if name != whose:  # a device's acknowledgements stand together
+        if name != whose:  # a user's acknowledgements stand together
             whose, user = name, state.user(name)
+            remembered = frozenset([device.number for device in user.devices.values()] if user else ())
         device = user.devices.get(device_id) if user is not None else None
         if user is None or device is None:
             continue
+        if record.at - device.last_used > USED_EVERY_MS:
+            user = _used(state, name, user, device_id, record.at)
         at = (name, conversation)
         row = memberships[at] if at in memberships else view.membership(name, conversation)
         of = state.conversation(conversation) if row is not None and row.position else None
         if row is None or of is None:
             continue
         seq = min(seq, of.last_seq)
-        if seq > row.cursors.get(device.number, 0) and seq >= row.first_seq:
-            cursors = {**row.cursors, device.number: seq}
-            if len(cursors) > len(user.devices):  # drop what forgotten devices left behind
-                known = {device.number for device in user.devices.values()}
-                cursors = {number: far for number, far in cursors.items() if number in known}
-            memberships[at] = Membership(row.first_seq, row.joined_at, row.position, cursors)
+        if seq >= row.first_seq and seq > row.cursor(device.number):
+            memberships[at] = row.moved(device.number, seq, remembered)
     for name, device_id, ms in record.seen:
         user = state.user(name)
         if user is None:
             continue
-        devices = user.devices
-        device = devices.get(device_id)
-        if device is not None and ms > device.last_used:
-            devices = {**devices, device_id: Device(device.number, device.platform, ms)}
-        state.changes.users[name] = msgspec.structs.replace(
-            user, devices=devices, last_seen=max(ms, user.last_seen)
-        )
+        user = _used(state, name, user, device_id, ms)
+        state.changes.users[name] = msgspec.structs.replace(user, last_seen=max(ms, user.last_seen))
     return Done()
+
+
+def _used(state: Overlay, name: str, user: User, device_id: str, at: int) -> User:
+    """Note that the user's device was in use at `at` ms. Returns the row as it is now."""
+    device = user.devices.get(device_id)
+    if device is None or at <= device.last_used:
+        return user
+    devices = {**user.devices, device_id: Device(device.number, device.platform, at)}
+    user = state.changes.users[name] = msgspec.structs.replace(user, devices=devices)
+    return user

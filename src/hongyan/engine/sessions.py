@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 Owner = tuple[str, str]  # user, device
@@ -67,9 +67,9 @@ class Sessions:
     def online(self, user: str) -> bool:
         return user in self._by_user
 
-    def devices(self, user: str) -> int:
-        """How many devices of the user are online."""
-        return len(self._by_user.get(user, ()))
+    def devices(self, user: str) -> Collection[str]:
+        """The devices of the user that are online."""
+        return self._by_user.get(user, {}).keys()
 
     def add(self, session: Session) -> None:
         self.by_number[session.number] = session

@@ -73,7 +73,12 @@ class Register(msgspec.Struct, array_like=True, tag="r", frozen=True):
 
 
 class Login(msgspec.Struct, array_like=True, tag="d", frozen=True):
-    """A device's first login: creates the user where needed and fixes where the device starts."""
+    """A device's first login: creates the user where needed and fixes where the device starts.
+
+    Past `max_devices` the one unused for longest is forgotten, but none of `in_use`: the user's devices
+    that were online or logging in when this was admitted. (When a device was used is written at its
+    login, its logout and once an hour, so that of one online for weeks is weeks old.)
+    """
 
     id: int
     at: int
@@ -81,6 +86,7 @@ class Login(msgspec.Struct, array_like=True, tag="d", frozen=True):
     device: str
     platform: str
     max_devices: int = 100
+    in_use: list[str] = []
 
 
 class Cursors(msgspec.Struct, array_like=True, tag="c", frozen=True):

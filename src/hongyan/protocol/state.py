@@ -5,6 +5,8 @@ Encoded as MessagePack arrays; fields are only ever added at the end, with a def
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import msgspec
 
 
@@ -47,13 +49,30 @@ class Conversation(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 class Membership(msgspec.Struct, array_like=True, frozen=True):
     """One user in one conversation. `position` 0: invited only, not a member (groups);
-    direct chats: `position` 1, `first_seq` 1. `cursors`: device number -> highest acknowledged seq;
-    a device without an entry stands at `first_seq` - 1."""
+    direct chats: `position` 1, `first_seq` 1. `cursors`: device number -> highest acknowledged seq.
+
+    A remembered device without an entry stands where the furthest entry stands: there it started at its
+    first login, and nothing has moved since, or `moved` would have given it an entry. (Those that were
+    there before the conversation find no entry at all, and stand at its beginning.)"""
 
     first_seq: int
     joined_at: int
     position: int
     cursors: dict[int, int] = {}
+
+    def cursor(self, device: int) -> int:
+        """The highest seq that the device (by number) has acknowledged or started at; 0: none."""
+        found = self.cursors.get(device)
+        return max(self.cursors.values(), default=0) if found is None else found
+
+    def moved(self, device: int, seq: int, remembered: Set[int]) -> Membership:
+        """The row with the device at `seq`, and where each of the user's `remembered` devices stands said
+        by an entry; those of forgotten devices are dropped."""
+        cursors = self.cursors
+        if cursors.keys() != remembered:
+            furthest = max(cursors.values(), default=0)
+            cursors = {number: cursors.get(number, furthest) for number in sorted(remembered)}
+        return Membership(self.first_seq, self.joined_at, self.position, {**cursors, device: seq})
 
 
 class Device(msgspec.Struct, array_like=True, frozen=True):

@@ -39,7 +39,7 @@ from hongyan.store.tail import MISSING, Tail
 
 log = structlog.get_logger("hongyan.store")
 
-VERSION = b"2"
+VERSION = b"3"
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.

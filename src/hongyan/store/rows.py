@@ -11,7 +11,9 @@ from hongyan.protocol.state import Conversation, Membership, Message, Sent, User
 from hongyan.store import keys
 from hongyan.store.tail import Unit
 
-RUN_BYTES = 64 * 1024  # one row of messages: reading one message decodes no more than this
+# One row of messages holds no more: reading one message (a conversation's newest) decodes a whole row.
+RUN_BYTES = 8 * 1024
+RUN_MESSAGES = 64
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_run = msgspec.msgpack.Decoder(list[Message]).decode
@@ -54,11 +56,11 @@ def write_batch(unit: Unit) -> WriteBatch:
 
 
 def _runs(messages: list[Message]) -> Iterator[list[Message]]:
-    """Cut where a row would pass RUN_BYTES of content."""
+    """Cut where a row would pass RUN_BYTES of content or RUN_MESSAGES."""
     begin = size = 0
     for place, message in enumerate(messages):
         size += len(message.content)
-        if size > RUN_BYTES and place > begin:
+        if (size > RUN_BYTES or place - begin >= RUN_MESSAGES) and place > begin:
             yield messages[begin:place]
             begin, size = place, len(message.content)
     yield messages[begin:]

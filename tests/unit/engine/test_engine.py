@@ -126,7 +126,9 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    world = World(presence_offline_delay_ms=5000, max_devices_online=2, membership_changes_per_minute=3)
+    world = World(
+        presence_offline_delay_ms=5000, max_devices_online=2, max_devices=3, membership_changes_per_minute=3
+    )  # fmt: skip
     await world.engine.recover()
     world.engine.start(world.gateway)
     await world.engine.login(1, "alice", "a1", "")
@@ -282,7 +284,8 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
     assert (await world.engine.sync(1, 50, {}, None)).items == [], "both writes under way, nothing forgotten"
     world.journal.failing = True
     world.journal.gate.set()
-    await asyncio.gather(first, second)
+    _, refusal = await asyncio.gather(first, second, return_exceptions=True)
+    assert isinstance(refusal, Refused), "a first login that rests on these must not go on"
     assert (await world.engine.sync(1, 50, {}, None)).items == [], "a full disk forgets no acknowledgement"
     world.journal.failing = False
     await queue.flush(world.clock.ms, all_of_them=True)
@@ -471,3 +474,113 @@ async def test_a_refused_sync_trims_nothing(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(world.store, "sync", sync)
     await world.engine._checkpoint()
     assert world.journal.first == first
+
+
+async def synced(world: World, session: int) -> list[int]:
+    page = await world.engine.sync(session, 500, {}, None)
+    return [item.message.seq for item in page.items]
+
+
+async def test_a_device_online_for_weeks_is_not_the_one_unused_for_longest(world: World) -> None:
+    world.send(2, "@alice", "k1")
+    await world.gateway.outcomes(1)
+    world.engine.ack(1, "@bob", 1)
+    for n in range(4):
+        world.clock.ms += 86_400_000
+        await world.engine.login(10 + n, "alice", f"ci-{n}", "")
+        world.engine.logout(10 + n)
+    world.send(2, "@alice", "k2")
+    await world.gateway.outcomes(2)
+    world.engine.ack(1, "@bob", 2)
+    world.engine.logout(1)
+    for n in range(3, 6):
+        world.send(2, "@alice", f"k{n}")
+    await world.gateway.outcomes(5)
+    await world.engine.login(20, "alice", "web", "")
+    world.engine.ack(20, "@bob", 5)
+    world.engine.logout(20)
+    world.clock.ms += 60_000
+    await world.engine.login(21, "alice", "a1", "")
+    assert await synced(world, 21) == [3, 4, 5], "what came while it was away"
+
+
+async def test_a_device_that_has_just_gone_was_in_use_until_now(world: World) -> None:
+    """Its logout is not written yet when another device takes its place."""
+    for device in ("old", "older"):
+        world.clock.ms += 1000
+        await world.engine.login(10, "alice", device, "")
+        world.engine.logout(10)
+    world.clock.ms += 1000
+    world.engine.logout(1)
+    await world.engine.login(11, "alice", "new", "")
+    assert set(world.store.users["alice"].devices) == {"a1", "older", "new"}
+
+
+async def test_a_device_that_goes_while_another_logs_in_is_kept(world: World) -> None:
+    for device in ("old", "older"):
+        world.clock.ms += 1000
+        await world.engine.login(10, "alice", device, "")
+        world.engine.logout(10)
+    world.journal.gate.clear()
+    login = asyncio.create_task(world.engine.login(11, "alice", "new", ""))
+    await asyncio.sleep(0)
+    world.engine.logout(1)
+    world.journal.gate.set()
+    await login
+    assert set(world.store.users["alice"].devices) == {"a1", "older", "new"}
+
+
+async def test_a_device_that_comes_back_while_it_is_being_forgotten_is_new(world: World) -> None:
+    """Not online with a number that no row knows: what it acknowledged would be thrown away."""
+    world.engine.logout(1)
+    for device in ("old", "older"):
+        world.clock.ms += 1000
+        await world.engine.login(10, "alice", device, "")
+        world.engine.logout(10)
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    await world.engine._cursors.flush(world.clock.ms, all_of_them=True)
+    world.journal.appending.clear()
+    world.journal.gate.clear()
+    first = asyncio.create_task(world.engine.login(11, "alice", "new", ""))
+    await world.journal.appending.wait()
+    back = asyncio.create_task(world.engine.login(12, "alice", "a1", ""))
+    await asyncio.sleep(0)
+    world.journal.gate.set()
+    await asyncio.gather(first, back)
+    session = world.engine._sessions.by_number[12]
+    assert world.store.users["alice"].devices["a1"].number == session.device_number
+    world.engine.ack(12, "@bob", 1)
+    assert await synced(world, 12) == []
+
+
+async def test_a_first_login_rests_on_acknowledgements_that_are_written(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    world.engine.ack(1, "@bob", 1)
+    world.journal.failing = True
+    with pytest.raises(Refused) as refusal:
+        await world.engine.login(10, "alice", "new", "")
+    assert refusal.value.error.code == "unavailable"
+    world.journal.failing = False
+    await world.engine.login(10, "alice", "new", "")
+    assert await synced(world, 10) == []
+    assert world.engine._undecided == {}
+
+
+async def test_a_device_that_comes_back_before_another_is_admitted_keeps_its_place(world: World) -> None:
+    world.engine.logout(1)
+    for device in ("old", "older"):
+        world.clock.ms += 1000
+        await world.engine.login(10, "alice", device, "")
+        world.engine.logout(10)
+    number = world.store.users["alice"].devices["a1"].number
+    world.journal.appending.clear()
+    world.journal.gate.clear()
+    first = asyncio.create_task(world.engine.login(11, "alice", "new", ""))
+    await world.journal.appending.wait()  # when the others were used is being written, for its sake
+    back = asyncio.create_task(world.engine.login(12, "alice", "a1", ""))
+    await asyncio.sleep(0)
+    world.journal.gate.set()
+    await asyncio.gather(first, back)
+    assert world.store.users["alice"].devices["a1"].number == number

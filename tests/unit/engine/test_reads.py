@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections.abc import Coroutine
+from typing import Any
+
 import pytest
 
 from hongyan.engine import reads
-from hongyan.engine.reads import PAGE_BYTES, Reader, item_bytes
+from hongyan.engine.reads import PAGE_BYTES, SLICE, TURN_MS, Reader, item_bytes
 from hongyan.engine.sessions import Session
 from hongyan.errors import Refused
 from hongyan.protocol.names import direct_key
@@ -19,7 +24,8 @@ class World:
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.acks: dict[str, int] = {}
-        self.reader = Reader(self.store, lambda owner, key: self.acks.get(key, 0))
+        self.now_ms = 0
+        self.reader = Reader(self.store, lambda owner, key: self.acks.get(key, 0), lambda: self.now_ms)
         changes = Changes()
         changes.users = {name: User(1) for name in ("alice", "bob", "carol")}
         self.store.apply(1, changes)
@@ -153,6 +159,7 @@ async def test_pages_are_bounded_in_bytes_but_hold_one_item() -> None:
         (None, None, 50, list(range(3, 11)), False),
         (8, None, 2, [6, 7], True),
         (5, None, 50, [3, 4], False),
+        (5, None, 1, [4], True),
         (None, 4, 3, [5, 6, 7], True),
         (None, 7, 3, [8, 9, 10], False),
         (7, 4, 50, [5, 6], False),
@@ -198,3 +205,126 @@ async def test_conversations_newest_first(limit: int) -> None:
     assert names == [("@carol", 5), ("@bob", 1), ("#empty-for-alice", None)]
     with pytest.raises(Refused):
         await world.reader.conversations(world.session, 1, "!!")
+
+
+class Ticking(World):
+    """Every look at the clock takes a millisecond."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ticks = itertools.count()
+        self.reader = Reader(self.store, lambda owner, key: self.acks.get(key, 0), lambda: next(ticks))
+
+    def leave(self, group: str) -> None:
+        changes = Changes()
+        changes.memberships["alice", group] = None
+        self.store.apply(self.store.offset + 1, changes)
+
+    def join(self, group: str) -> None:
+        changes = Changes()
+        changes.memberships["alice", group] = Membership(self.store.conversations[group].last_seq + 1, 5, 1)
+        self.store.apply(self.store.offset + 1, changes)
+
+
+async def read(world: World, what: str, limit: int = 500) -> list[str]:
+    """The conversations of which a page of everything has a message."""
+    if what == "sync":
+        return [item.conversation for item in (await world.reader.sync(world.session, limit, {}, None)).items]
+    page = await world.reader.conversations(world.session, limit, None)
+    return [item.conversation for item in page.items if item.last_message is not None]
+
+
+async def turns_of(work: Coroutine[Any, Any, list[str]]) -> tuple[int, list[str]]:
+    """How often others had the loop meanwhile, and what came of it."""
+    task = asyncio.create_task(work)
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns, task.result()
+
+
+@pytest.mark.parametrize("what", ["sync", "conversations"])
+async def test_a_page_of_many_conversations_lets_others_have_their_turn(what: str) -> None:
+    world = Ticking()
+    for n in range(200):
+        world.fill("bob", f"#g{n}", 1)
+    turns, found = await turns_of(read(world, what))
+    assert len(found) == 200
+    assert turns > 200 / TURN_MS / 2, "a look at the clock for each conversation, a turn every TURN_MS"
+
+
+@pytest.mark.parametrize("what", ["sync", "conversations"])
+async def test_a_walk_over_many_conversations_lets_others_have_their_turn(what: str) -> None:
+    world = Ticking()
+    for n in range(20 * SLICE):
+        world.fill("bob", f"#g{n}", 1)
+        world.acks[f"#g{n}"] = 1
+    turns, found = await turns_of(read(world, what, 1))
+    assert len(found) == (0 if what == "sync" else 1)
+    assert turns > 20 / TURN_MS / 2
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("what", ["sync", "conversations"])
+async def test_who_leaves_while_a_page_is_made_gets_nothing_of_the_group(what: str, again: bool) -> None:
+    """Whenever it happens: before the group is read, or after. Joining again shows what comes from then on."""
+    seen = set()
+    for moment in itertools.count():
+        world = Ticking()
+        for n in range(8):
+            world.fill("bob", f"#g{n}", 1)
+        world.fill("bob", AB, 1)
+        page = asyncio.create_task(read(world, what))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        late = page.done()
+        world.leave("#g3")
+        if again:
+            world.join("#g3")
+        found = await page
+        if late:
+            assert found.count("#g3") == 1
+            break
+        assert "#g3" not in found, moment
+        assert len(set(found)) == 8
+        seen.add(moment)
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7])
+async def test_conversations_of_one_time_are_each_on_one_page(limit: int) -> None:
+    world = Ticking()
+    for n in range(20):
+        world.fill("bob", f"#g{n}", 1)
+    names, page = [], None
+    while True:
+        reply = await world.reader.conversations(world.session, limit, page)
+        assert len(reply.items) <= limit
+        names += [item.conversation for item in reply.items]
+        if (page := reply.page) is None:
+            break
+    assert sorted(names) == sorted(f"#g{n}" for n in range(20))
+
+
+async def test_pages_of_conversations_are_bounded_in_bytes() -> None:
+    world = World()
+    for n in range(7):
+        world.fill("bob", f"#g{n}", 1, b'"' + b"x" * 100_000 + b'"')
+    names, page, sizes = [], None, []
+    while True:
+        reply = await world.reader.conversations(world.session, 500, page)
+        names += [item.conversation for item in reply.items]
+        sizes.append(len(reply.items))
+        if (page := reply.page) is None:
+            break
+    assert sorted(names) == [f"#g{n}" for n in range(7)] and max(sizes) == 2
+
+
+@pytest.mark.parametrize("after", [None, 0])
+async def test_history_is_bounded_in_bytes_from_the_end_that_was_asked_for(after: int | None) -> None:
+    world = World()
+    world.fill("bob", AB, 7, b'"' + b"x" * 100_000 + b'"')
+    page = await world.reader.history(world.session, "@bob", None, after, 50)
+    assert [item.message.seq for item in page.items] == ([1, 2] if after == 0 else [6, 7])
+    assert page.has_more

@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fold import Fold
 from hongyan.engine.sequencer import LATE_MS, Sequencer
 from hongyan.engine.window import Window
 from hongyan.protocol import records
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected, UserReady
 from hongyan.protocol.state import Message
-from memory_store import MemoryStore
-
-
-class Fold:
-    """A sequencer with its store and log: one record a call, or batches."""
-
-    def __init__(self, span_ms: int = 300_000, limit: int = 200_000) -> None:
-        self.store = MemoryStore()
-        self.window = Window(span_ms, limit)
-        self.sequencer = Sequencer(self.store, self.window)
-        self.now = 1_000_000
-        self.ids = 0
-
-    def batch(self, batch: Sequence[records.Record], log_ms: int | None = None) -> list[Outcome]:
-        first = self.store.offset + 1
-        outcomes = self.sequencer.fold(batch, first, self.now if log_ms is None else log_ms)
-        self.store.apply(first + len(batch) - 1, self.sequencer.changes)
-        return outcomes
-
-    def id(self) -> int:
-        self.ids += 1
-        return self.ids
-
-    def login(self, user: str, device: str = "d", max_devices: int = 100) -> Outcome:
-        return self.batch([records.Login(self.id(), self.now, user, device, "", max_devices)])[0]
-
-    def send(self, sender: str, to: str, key: str, retry: bool = False, at: int | None = None) -> Outcome:
-        name = to if to[0] == "#" else direct_key(sender, to)
-        at = self.now if at is None else at
-        return self.batch([records.Send(self.id(), at, sender, name, key, "text", b'"x"', retry)])[0]
-
-    def create(self, user: str, group: str = "#g", join: str = "open") -> Outcome:
-        return self.batch([records.CreateGroup(self.id(), self.now, user, group, "", join)])[0]
-
-    def join(self, user: str, group: str = "#g", members: int = 100, groups: int = 100) -> Outcome:
-        return self.batch([records.Join(self.id(), self.now, user, group, members, groups)])[0]
-
-    def leave(self, user: str, group: str = "#g") -> Outcome:
-        return self.batch([records.Leave(self.id(), self.now, user, group)])[0]
-
-    def ack(self, user: str, conversation: str, seq: int, device: str = "d") -> None:
-        self.batch([records.Cursors(self.id(), self.now, [(user, device, conversation, seq)], [])])
 
 
 def seq_of(outcome: Outcome) -> int:
@@ -163,32 +120,6 @@ def test_invitations() -> None:
     assert code_of(fold.join("bob")) == "forbidden", "an invitation ends with leaving"
 
 
-def test_a_new_device_starts_where_the_furthest_stands() -> None:
-    fold = Fold()
-    fold.login("alice", "one"), fold.login("bob")
-    for n in range(5):
-        fold.send("bob", "alice", str(n))
-    name = direct_key("alice", "bob")
-    fold.ack("alice", name, 3, "one")
-    fold.ack("alice", name, 2, "one")
-    fold.login("alice", "two")
-    user, row = fold.store.users["alice"], fold.store.rows["alice", name]
-    assert row.cursors == {user.devices["one"].number: 3, user.devices["two"].number: 3}
-    fold.ack("alice", name, 99, "two")
-    assert fold.store.rows["alice", name].cursors[user.devices["two"].number] == 5, "clamped"
-
-
-def test_the_device_unused_for_longest_is_forgotten() -> None:
-    fold = Fold()
-    for device in ("a", "b", "c"):
-        fold.now += 1
-        fold.login("alice", device, max_devices=2)
-    assert set(fold.store.users["alice"].devices) == {"b", "c"}
-    numbers = [device.number for device in fold.store.users["alice"].devices.values()]
-    fold.login("alice", "a")
-    assert fold.store.users["alice"].devices["a"].number not in numbers
-
-
 def test_register_refuses_a_user_however_created() -> None:
     fold = Fold()
     assert fold.login("alice") == UserReady("alice", True)
@@ -204,7 +135,10 @@ def _records() -> st.SearchStrategy[records.Record]:
     yes = st.booleans()
     target = st.one_of(group, st.tuples(user, user).map(lambda pair: direct_key(*pair)), st.text(max_size=3))
     return st.one_of(
-        st.builds(records.Login, ids, at, user, st.sampled_from("xy"), st.just(""), st.integers(1, 2)),
+        st.builds(
+            records.Login, ids, at, user, st.sampled_from("xyz"), st.just(""), st.integers(1, 2),
+            st.lists(st.sampled_from("xyz"), max_size=2),
+        ),
         st.builds(
             records.Send, ids, at, user, target, st.sampled_from(KEYS), st.just("text"), st.just(b"1"), yes
         ),
