@@ -15,9 +15,11 @@ import structlog
 import uvloop
 
 from hongyan import __version__
+from hongyan.address import in_url
 from hongyan.auth import TokenSigner, TokenVerifier
 from hongyan.config import Settings
 from hongyan.datadir import ClockMark, DataDirectory
+from hongyan.descriptors import Share, raise_limit, share
 from hongyan.engine.engine import Engine
 from hongyan.errors import DataDirectoryError
 from hongyan.gateway.server import Gateway
@@ -43,10 +45,11 @@ def monotonic_ms() -> int:
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the process's exit code."""
+    """Serve until SIGTERM or SIGINT. Returns the process's exit code. Raises ConfigError."""
     configure(settings)
+    room = share(raise_limit(), settings.max_connections)
     try:
-        return uvloop.run(_serve(settings))
+        return uvloop.run(_serve(settings, room))
     except DataDirectoryError as error:
         print(f"hongyan: {error}", file=sys.stderr)
     except OSError as error:
@@ -61,7 +64,7 @@ def _die(error: BaseException) -> None:
     os._exit(EXIT_STORAGE)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, room: Share) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -74,7 +77,7 @@ async def _serve(settings: Settings) -> int:
                 f"{settings.data_dir} has a store but no journal: a part of it was lost; restore both from one backup"
             )
         secret = directory.secret()
-        counters = Counters()
+        counters = Counters(max_connections=room.connections)
         journal = SqliteJournal.open(
             directory.journal_path,
             fixed={
@@ -86,7 +89,7 @@ async def _serve(settings: Settings) -> int:
         store = RocksStore.open(
             directory.store_path, journal.identity, cache_conversations=settings.cache_conversations,
             tail_messages=settings.tail_messages, tail_bytes=settings.tail_bytes,
-            flush_interval_ms=settings.store_flush_interval_ms, fatal=_die,
+            flush_interval_ms=settings.store_flush_interval_ms, max_open_files=room.store_files, fatal=_die,
         )  # fmt: skip
         stack.push_async_callback(store.close)
         mark = ClockMark(directory.mark_path)
@@ -118,14 +121,15 @@ async def _serve(settings: Settings) -> int:
                 "replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3)
             )
         gateway = Gateway(
-            settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic
-        )
+            settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic,
+            max_connections=room.connections,
+        )  # fmt: skip
         engine.start(gateway)
         stack.push_async_callback(engine.close)
         ready = False
         http = HttpServer(
             settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
-            _metrics_text(counters, engine, journal, store),
+            _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
         )  # fmt: skip
         await http.start()
         stack.push_async_callback(http.stop)
@@ -133,8 +137,9 @@ async def _serve(settings: Settings) -> int:
         stack.push_async_callback(gateway.drain, settings.shutdown_timeout_s)
         _calm_collector()
         ready = True
-        log.info("listening", url=f"ws://{settings.host}:{gateway.port}/ws", http_port=http.port,
-                 data_dir=str(settings.data_dir), version=__version__)  # fmt: skip
+        log.info("listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", http_port=http.port,
+                 data_dir=str(settings.data_dir), max_connections=room.connections,
+                 version=__version__)  # fmt: skip
         if sys.stderr.isatty() or os.environ.get("HONGYAN_HINTS"):
             _print_hints(settings, gateway.port)
         await stop.wait()
@@ -172,7 +177,8 @@ def _metrics_text(
 
 
 def _print_hints(settings: Settings, port: int) -> None:
-    where = "" if port == 8080 else f" --url ws://{settings.host}:{port}/ws"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    where = "" if (host, port) == ("127.0.0.1", 8080) else f" --url ws://{in_url(host)}:{port}/ws"
     data = "" if str(settings.data_dir) == "hongyan-data" else f" --data-dir {settings.data_dir}"
     command = os.environ.get("HONGYAN_COMMAND", "hongyan")
     print(

@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     outbound_buffer_bytes: Annotated[Int, Field(ge=16_384)] = MiB
     rate_limit: Count = 100
     rate_burst: Positive = 200
+    max_connections: Count = 0
     max_unauthenticated_per_address: Positive = 1000
     max_unauthenticated: Positive = 10_000
     max_devices_online: Positive = 10

@@ -328,7 +328,7 @@ class Engine:
         """Raise Refused `rate_limited` past the limit; a refusal does not count."""
         wait = throttle.take(key)
         if wait:
-            self._counters.limit_hits[limit] = self._counters.limit_hits.get(limit, 0) + 1
+            self._counters.hit(limit)
             raise refused("rate_limited", f"too many {what}", retry_after_ms=int(wait * 1000) + 1)
 
     async def _change(self, record: records.Record) -> GroupChanged:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from picows import WSAutoPingStrategy, WSUpgradeRequest
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
+from hongyan.address import peer as plain_peer
 from hongyan.gateway.frames import CLOSE
 from hongyan.gateway.heartbeat import Wheel
 
@@ -71,7 +72,7 @@ class Wire:
 
     def __init__(self, transport: asyncio.Transport, lost: Lost, wheel: Wheel, deadline: float) -> None:
         peer = transport.get_extra_info("peername")
-        self.address: str = peer[0] if isinstance(peer, tuple) else ""
+        self.address: str = plain_peer(peer[0]) if isinstance(peer, tuple) else ""
         self.listener: FrameListener | None = None
         self.finished = False
         self.wheel = wheel

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from hongyan import address
 from hongyan.auth import TokenSigner
 from hongyan.config import Settings
 from hongyan.errors import refused
 from hongyan.http.accounts import Accounts
-from hongyan.http.body import BODY_TIMEOUT_S, client_address, json_object
+from hongyan.http.body import BODY_TIMEOUT_S, json_object
 from hongyan.http.problem import answering, on_http_exception
 from hongyan.metrics import CONTENT_TYPE, Counters
 from hongyan.passwords import Passwords, check_password
@@ -40,7 +41,7 @@ class AccountRoutes:
 
     async def register(self, request: Request) -> Response:
         # Before the body is read: the limit is on attempts, and names are guessed by attempts.
-        wait = self._registrations.take(client_address(request, self._settings.trusted_proxies))
+        wait = self._registrations.take(self._address(request))
         if wait:
             raise self._throttled(
                 "registrations_per_minute", "too many registrations from this address", wait
@@ -54,7 +55,7 @@ class AccountRoutes:
 
     async def login(self, request: Request) -> Response:
         user, password = await self._credentials(request)
-        key = (client_address(request, self._settings.trusted_proxies), user)
+        key = (self._address(request), user)
         # Counted before the check and given back after it, so that guesses sent all at once count too.
         wait = self._failures.take(key)
         if wait:
@@ -72,6 +73,11 @@ class AccountRoutes:
         self._counters.password_logins += 1
         return self._token(user, 200)
 
+    def _address(self, request: Request) -> str:
+        peer = request.client.host if request.client is not None else ""
+        forwarded_for = request.headers.getlist("x-forwarded-for")
+        return address.sender(peer, forwarded_for, self._settings.trusted_proxies)
+
     async def _credentials(self, request: Request) -> tuple[str, str]:
         body = await json_object(request, self._body_timeout_s)
         user = body.get("user_id")
@@ -86,7 +92,7 @@ class AccountRoutes:
         return JSONResponse(body, status, {"Cache-Control": "no-store"})
 
     def _throttled(self, limit: str, text: str, wait: float) -> Exception:
-        self._counters.limit_hits[limit] = self._counters.limit_hits.get(limit, 0) + 1
+        self._counters.hit(limit)
         return refused("rate_limited", text, retry_after_ms=int(wait * 1000) + 1)
 
 
