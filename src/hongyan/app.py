@@ -28,6 +28,7 @@ from hongyan.ids import Snowflake, time_ms
 from hongyan.journal.sqlite import SqliteJournal
 from hongyan.log import configure
 from hongyan.metrics import Counters, exposition
+from hongyan.reserve import Reserve
 from hongyan.store.rocks import RocksStore
 
 log = structlog.get_logger("hongyan")
@@ -94,7 +95,7 @@ async def _serve(settings: Settings, room: Share) -> int:
         stack.push_async_callback(store.close)
         mark = ClockMark(directory.mark_path)
         stack.callback(mark.close)
-        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), reserve=mark.save)
+        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), mark_ms=0)
         engine = Engine(
             settings,
             journal,
@@ -116,6 +117,10 @@ async def _serve(settings: Settings, room: Share) -> int:
             return 0
         found = recovery.result()
         snowflake.raise_floor(time_ms(found.highest_id) + 1 if found.highest_id else 0)
+        reserve = Reserve(snowflake, mark.save, _die)
+        await reserve.renew()
+        reserving = loop.create_task(reserve.run(), name="reserve")
+        stack.callback(reserving.cancel)
         if found.replayed:
             log.info(
                 "replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3)

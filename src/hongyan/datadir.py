@@ -108,10 +108,10 @@ def read_secret(path: Path) -> bytes:
 
 
 class ClockMark:
-    """A millisecond, written ahead of the ids handed out (`Snowflake.reserve`): 8 bytes, and 8 to check them.
+    """A millisecond, written ahead of the ids handed out (`Snowflake.extend`): 8 bytes, and 8 to check them.
 
-    Not fsynced, because it is written on the event loop: it survives a crash of the process. What a power
-    loss takes with it is covered by the highest id in the journal.
+    Not fsynced: it survives a crash of the process. What a power loss takes with it is covered by the highest id
+    in the journal.
     """
 
     def __init__(self, path: Path) -> None:

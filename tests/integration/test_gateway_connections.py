@@ -12,10 +12,11 @@ from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 
-from gateway_rig import running_gateway, told
+from gateway_rig import now_ms, running_gateway, told
 from hongyan.errors import WireError, refused
 from hongyan.gateway import fanout
 from hongyan.gateway.outbox import Outbox
+from hongyan.ids import Snowflake
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
 from hongyan.protocol.state import Message, Sent
 from outsider import JSON, MSGPACK, Outsider
@@ -98,6 +99,15 @@ async def test_duplicates_and_refusals_are_answered_to_the_origin_only():
         assert (await alice.reply("down"))["data"]["retry"] == "backoff"
         await bob.barrier()
         assert bob.unread == []
+
+
+async def test_answers_need_no_id_that_a_disk_must_cover():
+    async with running_gateway() as (gateway, _), client_of(gateway, "alice") as alice:
+        gateway.snowflake = Snowflake(1, now_ms, mark_ms=0)
+        await alice.barrier()
+        assert (await alice.refused("nonsense"))["code"] == "unknown_type"
+        gateway.refuse([(next(iter(gateway.sessions)), "r")], WireError("unavailable", "no"))
+        assert (await alice.reply("r"))["data"]["code"] == "unavailable"
 
 
 async def test_topics_change_before_later_messages_of_the_same_batch():

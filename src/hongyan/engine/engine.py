@@ -207,7 +207,7 @@ class Engine:
         return self._enter(session, user, device, number)
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
-        new = Session(session, user, device, device_number, str(self._snowflake.next()))
+        new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
         old = self._sessions.of(user, device)
         was_online = self._sessions.online(user)
         if old is not None:

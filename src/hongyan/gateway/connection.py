@@ -315,13 +315,13 @@ class Connection(FrameListener):
 
     def frame(self, kind: str, data: dict[str, Any]) -> bytes:
         gateway = self.gateway
-        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.next()))
+        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.envelope()))
 
     def error_frame(self, error: WireError, ref: str | None) -> bytes:
         gateway = self.gateway
         errors = gateway.counters.errors
         errors[error.code] = errors.get(error.code, 0) + 1
-        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.next()))
+        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.envelope()))
 
     def push(self, frame: bytes) -> None:
         if not self.closed and not self.outbox.write(frame):

@@ -219,7 +219,7 @@ class Fanout:
 
     def _broadcast(self, to: Iterable[Connection], kind: str, data: dict[str, Any]) -> None:
         variants: dict[bool, bytes] = {}
-        at, number = self.now_ms(), self.snowflake.next()
+        at, number = self.now_ms(), self.snowflake.envelope()
         for connection in to:
             codec = connection.codec
             frame = variants.get(codec.binary)

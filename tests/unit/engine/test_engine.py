@@ -112,11 +112,12 @@ class World:
         self.failures: list[BaseException] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
         self.counters = Counters()
+        self.snowflake = Snowflake(1, self.clock)
         self.engine = self.new_engine()
 
     def new_engine(self) -> Engine:
         return Engine(
-            self.settings, self.journal, self.store, Snowflake(1, self.clock), self.counters,
+            self.settings, self.journal, self.store, self.snowflake, self.counters,
             now_ms=lambda: self.clock.ms + self.skew, monotonic_ms=self.clock, fatal=self.failures.append,
         )  # fmt: skip
 
@@ -154,6 +155,32 @@ async def test_nothing_is_told_before_the_journal_returns(world: World) -> None:
     assert [len(entry.records) for entry in sends] == [1, 2], "the second and third shared one commit"
     assert world.counters.ack_seconds.buckets()[-1] == ("+Inf", 3)
     assert world.counters.journal_append_seconds.buckets()[-1][1] == world.counters.batches
+
+
+async def test_without_new_ids_sends_are_unavailable_and_nothing_else_breaks() -> None:
+    world = World()
+    world.snowflake = Snowflake(1, world.clock, mark_ms=world.clock.ms + 1)
+    world.engine = world.new_engine()
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    with pytest.raises(Refused):
+        while True:
+            world.snowflake.next()
+    with pytest.raises(Refused, match="unavailable"):
+        world.send(1, "@bob", "one")
+    with pytest.raises(Refused, match="unavailable"):
+        await world.engine.join_group(1, "#x")
+    world.engine.ack(1, {"@alice": 0})
+    world.engine.logout(1)  # its last-seen time is to be written, and waits
+    await world.engine._cursors.flush(world.clock.ms, all_of_them=True)
+    assert len(world.engine._cursors) == 1
+    await world.engine.login(2, "alice", "a1", "")
+    world.clock.ms += 1
+    world.snowflake.extend(world.snowflake.to_reserve())
+    await world.engine.close()
+    assert len(world.engine._cursors) == 0
+    assert world.failures == []
 
 
 async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
