@@ -29,6 +29,7 @@ from hongyan.journal.sqlite import SqliteJournal
 from hongyan.log import configure
 from hongyan.metrics import Counters, exposition
 from hongyan.reserve import Reserve
+from hongyan.stopping import Stop
 from hongyan.store.rocks import RocksStore
 
 log = structlog.get_logger("hongyan")
@@ -68,8 +69,9 @@ def _die(error: BaseException) -> None:
 async def _serve(settings: Settings, room: Share) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+    stopping = Stop(settings.shutdown_timeout_s, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.on_signal, number)
     async with AsyncExitStack() as stack:
         directory = DataDirectory.open(settings.data_dir)
         stack.callback(directory.close)
@@ -92,7 +94,7 @@ async def _serve(settings: Settings, room: Share) -> int:
             tail_messages=settings.tail_messages, tail_bytes=settings.tail_bytes,
             flush_interval_ms=settings.store_flush_interval_ms, max_open_files=room.store_files, fatal=_die,
         )  # fmt: skip
-        stack.push_async_callback(store.close)
+        stack.push_async_callback(lambda: store.close(patience_s=stopping.left(0.1)))
         mark = ClockMark(directory.mark_path)
         stack.callback(mark.close)
         snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), mark_ms=0)
@@ -137,9 +139,9 @@ async def _serve(settings: Settings, room: Share) -> int:
             _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
         )  # fmt: skip
         await http.start()
-        stack.push_async_callback(http.stop)
+        stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))
         await gateway.start()
-        stack.push_async_callback(gateway.drain, settings.shutdown_timeout_s)
+        stack.push_async_callback(lambda: gateway.drain(stopping.left(0.6)))
         _calm_collector()
         ready = True
         log.info("listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", http_port=http.port,

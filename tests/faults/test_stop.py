@@ -70,6 +70,62 @@ async def test_a_stop_with_idle_clients_is_quick_and_restart_keeps_all(server_fa
     await client.close()
 
 
+HANGS = """
+import os, time
+from hongyan.journal.sqlite import SqliteJournal
+append = SqliteJournal._append
+def hang(self, job):
+    while os.path.exists({flag!r}):
+        time.sleep(0.1)
+    append(self, job)
+SqliteJournal._append = hang
+"""
+
+
+@pytest.fixture
+def hanging(server_factory, tmp_path):
+    """A server whose journal does not come back while the file `flag` is there."""
+    flag, faults = tmp_path / "hang", tmp_path / "faults"
+    faults.mkdir()
+    (faults / "sitecustomize.py").write_text(HANGS.format(flag=str(flag)))
+    server: ServerProcess = server_factory(
+        env={"PYTHONPATH": f"{faults}:{SOURCES}"}, shutdown_timeout_s=2, login_timeout_ms=60_000
+    )
+    return server, flag
+
+
+async def test_a_disk_that_hangs_does_not_keep_the_process(hanging):
+    server, flag = hanging
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    await client.say("@a", "kept")
+    flag.touch()
+    await client.post("@a", "never acknowledged")
+    assert await asyncio.to_thread(server.terminate, 10) == 75
+    assert "shutdown_timeout_s" in server.log
+    client.abort()
+    flag.unlink()
+    await asyncio.to_thread(server.start)
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    assert "kept" in [m["content"] for m in await client.all_history("@a")]
+    await client.close()
+
+
+async def test_a_second_signal_ends_at_once(server_factory, tmp_path):
+    server: ServerProcess = server_factory(shutdown_timeout_s=60)
+    client = await Outsider.connect(server.url)  # which does not read: its close is waited for
+    await client.login(server.token("a"))
+    client.ws.transport.pause_reading()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    while "stopping" not in server.log:
+        await asyncio.sleep(0.02)
+    server.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.process.wait, 4) == 128 + signal.SIGTERM
+    client.abort()
+
+
 def refused_start(server: ServerProcess) -> str:
     before = len(server.log)
     process = server.spawn()

@@ -22,7 +22,6 @@ from hongyan.metrics import Counters
 from hongyan.passwords import Passwords
 
 MAX_CONNECTIONS = 1000
-STOP_S = 3.0
 _HEAD_BYTES = 16 * 1024
 _KEEP_ALIVE_S = 5
 
@@ -123,21 +122,21 @@ class HttpServer:
         self._counters.hit("http_connections")
         return False
 
-    async def stop(self) -> None:
-        """No new connection; what is under way has `STOP_S` seconds. Idempotent; also before `start`."""
+    async def stop(self, patience_s: float = 3.0) -> None:
+        """No new connection; what is under way has `patience_s`. Idempotent; also before `start`."""
         server, self._server = self._server, None
         if server is not None:
-            await self._shut_down(server)
+            await self._shut_down(server, patience_s)
         self._passwords.close()
 
-    async def _shut_down(self, server: uvicorn.Server) -> None:
+    async def _shut_down(self, server: uvicorn.Server, patience_s: float) -> None:
         assert self._acceptor is not None
         self._acceptor.close()
         server.should_exit = True
         if self._loop is not None:
             await asyncio.wait([self._loop])
         try:
-            async with asyncio.timeout(STOP_S):
+            async with asyncio.timeout(patience_s):
                 await server.shutdown(sockets=[])
         except TimeoutError:
             for connection in list(server.server_state.connections):

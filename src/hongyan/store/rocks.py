@@ -214,14 +214,17 @@ class RocksStore:
         self._synced = max(self._synced, safe)
         return self._synced
 
-    async def close(self) -> None:
+    async def close(self, patience_s: float = 5.0) -> None:
+        """See the port. So long a full disk is waited for."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.ensure_future(self._close(patience_s))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, patience_s: float) -> None:
         try:
-            async with asyncio.timeout(5):  # a full disk must not keep the process: the journal has it all
+            async with asyncio.timeout(
+                patience_s
+            ):  # a full disk must not keep the process: the journal has it all
                 await self.sync()
         except TimeoutError:
             pass
