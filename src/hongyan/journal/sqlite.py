@@ -306,8 +306,10 @@ class SqliteJournal:
             self._translated(error)  # a full disk: the log goes on growing; else the next append fails
 
     def _translated(self, error: Exception) -> Exception:
-        """What the waiter is told. Anything but a full disk ends all writing: after a failed fsync nobody
-        knows what the kernel still holds."""
+        """What the waiter is told. Anything but a full disk or a lock ends all writing: after a failed fsync
+        nobody knows what the kernel still holds."""
+        if _locked(error):
+            return Unavailable(f"another process has locked the journal {self._path}")
         if _no_room(error):
             self._since_checkpoint = self._checkpoint_bytes  # a log begun anew needs no more of the disk
             return Unavailable(f"no room for the journal {self._path}")
@@ -320,6 +322,12 @@ class SqliteJournal:
 def _no_room(error: Exception) -> bool:
     code: int = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
     return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE  # of the log's index
+
+
+def _locked(error: Exception) -> bool:
+    """SQLite takes the lock of its log before it writes anything (sqlite.org/wal.html, "Concurrency")."""
+    code: int = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
