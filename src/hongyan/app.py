@@ -108,6 +108,13 @@ async def _serve(settings: Settings, room: Share) -> int:
             monotonic_ms=monotonic_ms,
             fatal=_die,
         )
+        ready = False  # health and metrics answer from here on, also while a long journal is replayed
+        http = HttpServer(
+            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
+            _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
+        )  # fmt: skip
+        await http.start()
+        stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))
         began = time.monotonic()
         recovery = loop.create_task(engine.recover())
         stopped = loop.create_task(stop.wait())
@@ -133,13 +140,6 @@ async def _serve(settings: Settings, room: Share) -> int:
         )  # fmt: skip
         engine.start(gateway)
         stack.push_async_callback(engine.close)
-        ready = False
-        http = HttpServer(
-            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
-            _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
-        )  # fmt: skip
-        await http.start()
-        stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))
         await gateway.start()
         stack.push_async_callback(lambda: gateway.drain(stopping.left(0.6)))
         _calm_collector()

@@ -16,7 +16,7 @@ from hongyan.config import Settings
 from hongyan.errors import refused
 from hongyan.http.accounts import Accounts
 from hongyan.http.body import BODY_TIMEOUT_S, json_object
-from hongyan.http.problem import answering, on_http_exception
+from hongyan.http.problem import Endpoint, answering, on_http_exception
 from hongyan.metrics import CONTENT_TYPE, Counters
 from hongyan.passwords import Passwords, check_password
 from hongyan.protocol.names import is_id, is_reserved
@@ -99,7 +99,16 @@ class AccountRoutes:
 def application(
     accounts: AccountRoutes | None, ready: Callable[[], bool], metrics_text: Callable[[], bytes]
 ) -> Starlette:
-    """The ASGI application. `accounts` None: register and login are not there (404)."""
+    """The ASGI application. `accounts` None: register and login are not there (404); they are refused while
+    not `ready`."""
+
+    def when_ready(endpoint: Endpoint) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            if not ready():
+                raise refused("unavailable", "the server is starting or stopping", retry_after_ms=1000)
+            return await endpoint(request)
+
+        return answering(answer)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -117,8 +126,8 @@ def application(
     ]
     if accounts is not None:
         routes += [
-            Route("/api/v1/auth/register", answering(accounts.register), methods=["POST"]),
-            Route("/api/v1/auth/login", answering(accounts.login), methods=["POST"]),
+            Route("/api/v1/auth/register", when_ready(accounts.register), methods=["POST"]),
+            Route("/api/v1/auth/login", when_ready(accounts.login), methods=["POST"]),
         ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
     app.router.redirect_slashes = False  # a redirect would go where the request's Host header points

@@ -68,7 +68,7 @@ class _Protocol(H11Protocol):
 
 
 class HttpServer:
-    """`ready` answers /readyz, `metrics_text` /metrics. `port` is the real one once started."""
+    """`ready` answers /readyz and opens the accounts, `metrics_text` answers /metrics. `port` is the real one once started."""
 
     def __init__(
         self, settings: Settings, accounts: Accounts, signer: TokenSigner, counters: Counters,
