@@ -81,13 +81,7 @@ async def _serve(settings: Settings, room: Share) -> int:
             )
         secret = directory.secret()
         counters = Counters(max_connections=room.connections)
-        journal = SqliteJournal.open(
-            directory.journal_path,
-            fixed={
-                "dedup_window_ms": str(settings.dedup_window_ms),
-                "dedup_window_messages": str(settings.dedup_window_messages),
-            },
-        )
+        journal = SqliteJournal.open(directory.journal_path)
         stack.push_async_callback(journal.close)
         store = RocksStore.open(
             directory.store_path, journal.identity, cache_conversations=settings.cache_conversations,
@@ -128,6 +122,7 @@ async def _serve(settings: Settings, room: Share) -> int:
         snowflake.raise_floor(time_ms(found.highest_id) + 1 if found.highest_id else 0)
         reserve = Reserve(snowflake, mark.save, _die)
         await reserve.renew()
+        await engine.open_window()
         reserving = loop.create_task(reserve.run(), name="reserve")
         stack.callback(reserving.cancel)
         if found.replayed:

@@ -266,13 +266,3 @@ async def test_a_lock_from_outside_is_waited_out(path: Path, monkeypatch: pytest
     again = SqliteJournal.open(path)
     assert [entry.last for entry in again.read(0)] == [7]
     await again.close()
-
-
-async def test_settings_that_a_replay_hangs_on_stay_as_they_were(path: Path) -> None:
-    first = SqliteJournal.open(path, fixed={"dedup_window_ms": "300000"})
-    await first.close()
-    with pytest.raises(DataDirectoryError, match=r"dedup_window_ms is 5, but .* was made with 300000"):
-        SqliteJournal.open(path, fixed={"dedup_window_ms": "5"})
-    again = SqliteJournal.open(path, fixed={"dedup_window_ms": "300000"})
-    assert again.last == 6
-    await again.close()

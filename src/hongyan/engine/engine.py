@@ -15,7 +15,7 @@ from hongyan.engine.recovery import Recovered, recover
 from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.engine.window import Window
-from hongyan.errors import Refused, WireError, refused
+from hongyan.errors import Refused, Unavailable, WireError, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
 from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
@@ -81,6 +81,37 @@ class Engine:
         found = await recover(self._journal, self._store, self._sequencer, self._committer.fold)
         self._committer.last_log_ms = found.last_log_ms
         return found
+
+    async def open_window(self) -> None:
+        """Have the settings' duplicate window hold from here on. Between `recover` and `start`; where the disk is
+        full, the next checkpoint does it."""
+        if not self._window_is_stale:
+            return
+        log_ms = max(self._now_ms(), self._committer.last_log_ms)
+        try:
+            entry = await self._journal.append([self._window_record()], log_ms)
+        except (Unavailable, Refused):
+            return
+        self._committer.last_log_ms = log_ms
+        self._committer.fold(entry)
+
+    @property
+    def _window_is_stale(self) -> bool:
+        """No record states the figures, or others are due; or stating them again lets the journal be trimmed further: up to
+        it, or because log time, on which the window runs, goes on only with records."""
+        window, due = self._window, (self._settings.dedup_window_ms, self._settings.dedup_window_messages)
+        return (
+            not window.newest_note
+            or not window.holds(*due)
+            or self._journal.last > window.newest_note
+            or window.has_passed(self._now_ms())
+        )
+
+    def _window_record(self) -> records.DedupWindow:
+        settings = self._settings
+        return records.DedupWindow(
+            self._snowflake.next(), self._now_ms(), settings.dedup_window_ms, settings.dedup_window_messages,
+        )  # fmt: skip
 
     def start(self, gateway: GatewayApi) -> None:
         self._committer.gateway = gateway
@@ -151,12 +182,17 @@ class Engine:
         After a crash the store stands at `offset` or later, and the window is rebuilt as it was there. So
         what it needs is asked before the store is synced: meanwhile it moves on, and needs less.
         """
+        if self._window_is_stale:
+            try:
+                await self._committer.submit(self._window_record())
+            except Refused:  # a full disk: trim by the records there are
+                pass
         offset, needed = self._store.offset, self._window.oldest_offset(self._committer.last_log_ms)
         if self._safe < offset:
             self._safe = await self._store.sync()
             if self._safe < offset:  # a full disk; at what is safe the window reached further back
                 return
-        upto = offset if needed is None else min(offset, needed - 1)
+        upto = self._window.trimmable(offset if needed is None else min(offset, needed - 1))
         if upto >= self._journal.first:
             await self._journal.trim(upto)
 

@@ -94,6 +94,7 @@ class Sequencer:
         self._view = view
         self._window = window
         self._state = Overlay(view)
+        self._first = 0  # offset of the batch being folded
 
     @property
     def changes(self) -> Changes:
@@ -103,6 +104,7 @@ class Sequencer:
     def fold(self, batch: Sequence[records.Record], first: int, log_ms: int) -> list[Outcome]:
         """Fold the records with the offsets from `first` on; one outcome each."""
         self._state = Overlay(self._view)
+        self._first = first
         self._window.forget(log_ms)
         send, other = self._send, self._other
         outcomes = [
@@ -122,6 +124,8 @@ class Sequencer:
                 if sent is not None and sent.id == record.id:
                     self._window.entries[key] = sent
                     keys.append(key)
+            elif type(record) is records.DedupWindow:
+                self._window.resize(record.span_ms, record.limit, first)
         self._window.close_batch(keys, log_ms, first)
 
     def _other(self, record: records.Record) -> Outcome:
@@ -131,6 +135,9 @@ class Sequencer:
             return _login(self._state, record)
         if isinstance(record, records.Register):
             return _register(self._state, record)
+        if isinstance(record, records.DedupWindow):
+            self._window.resize(record.span_ms, record.limit, self._first)
+            return Done()
         return groups.fold(self._state, record)  # type: ignore[arg-type]
 
     def _send(self, record: records.Send, log_ms: int) -> Outcome:
