@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     # 80 KiB at most: a character of content can take six in JSON, and no frame of ours passes 512 KiB.
     max_frame_bytes: Annotated[Int, Field(ge=1024, le=81_920)] = 65_536
     outbound_buffer_bytes: Annotated[Int, Field(ge=16_384)] = MiB
+    max_outbound_bytes: Positive = 256 * MiB
     rate_limit: Count = 100
     rate_burst: Positive = 200
     max_connections: Count = 0

@@ -15,6 +15,7 @@ _GAUGES = {
     "connections": "open WebSocket connections",
     "max_connections": "the most connections at a time",
     "sessions": "logged-in connections",
+    "outbound_bytes": "bytes that wait for connections to read them",
     "admitted_bytes": "bytes admitted and not yet durable",
     "store_pending_rows": "rows of the tail that are not written down",
     "store_pending_bytes": "bytes of the tail that are not written down",
@@ -96,6 +97,7 @@ class Counters:
     connections: int = 0
     max_connections: int = 0
     sessions: int = 0
+    outbound_bytes: int = 0
     admitted_bytes: int = 0
     store_pending_rows: int = 0
     store_pending_bytes: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from websockets.asyncio.client import connect as ws_connect
@@ -108,6 +108,31 @@ async def test_answers_need_no_id_that_a_disk_must_cover():
         assert (await alice.refused("nonsense"))["code"] == "unknown_type"
         gateway.refuse([(next(iter(gateway.sessions)), "r")], WireError("unavailable", "no"))
         assert (await alice.reply("r"))["data"]["code"] == "unavailable"
+
+
+async def test_many_slow_readers_are_bounded_together():
+    """Each is within its own limit; together they are not."""
+    async with running_gateway(max_outbound_bytes=3 << 20, outbound_buffer_bytes=2 << 20) as (
+        gateway,
+        engine,
+    ):
+        engine.memberships = {f"u{n}": ["#g"] for n in range(6)}
+        async with AsyncExitStack() as stack:
+            slow = [await stack.enter_async_context(client_of(gateway, f"u{n}")) for n in range(6)]
+            for client in slow:
+                client.ws.transport.pause_reading()
+            seq = peak = 0
+            async with asyncio.timeout(30):
+                while not gateway.counters.limit_hits.get("max_outbound_bytes"):
+                    seq += 1
+                    content = json.dumps("x" * 60_000).encode()
+                    gateway.tell([told(message("#g", seq, "somebody", content=content))])
+                    peak = max(peak, sum(wire.backlog for wire in gateway._wires()))
+                    await asyncio.sleep(0.02)
+            assert peak < 6 << 20, "half of what their own limits allow"
+            assert gateway.counters.slow_consumers >= 1
+            assert len(gateway.sessions) >= 3, "only the largest are closed"
+            assert gateway.counters.outbound_bytes > 0
 
 
 async def test_topics_change_before_later_messages_of_the_same_batch():

@@ -330,10 +330,14 @@ class Connection(FrameListener):
     def write_error(self, error: WireError, ref: str | None) -> None:
         self.push(self.error_frame(error, ref))
 
+    @property
+    def backlog(self) -> int:
+        return self.outbox.backlog
+
     def too_slow(self) -> None:
         if not self.closed:
             self.gateway.counters.slow_consumers += 1
-            self.close(frames.TOO_SLOW, "outbound buffer full", flush=False)
+            super().too_slow()
 
     # deadlines, the end
 

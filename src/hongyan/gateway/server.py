@@ -16,6 +16,7 @@ from hongyan import address as addresses
 from hongyan.accept import Acceptor, listen
 from hongyan.config import Settings
 from hongyan.gateway import frames
+from hongyan.gateway.budget import Budget
 from hongyan.gateway.connection import Connection, State
 from hongyan.gateway.fanout import Fanout
 from hongyan.gateway.heartbeat import Wheel
@@ -66,6 +67,10 @@ class Gateway(Fanout):
         self.verifier = verifier
         self.monotonic = monotonic
         self.wheel = Wheel(monotonic)
+        self.budget = Budget(
+            settings.max_outbound_bytes, self._wires, lambda: counters.hit("max_outbound_bytes")
+        )
+        self.wheel.each_turn = self._look
         self.failed_logins = FailedLogins(settings.failed_logins_per_minute)
         self.draining = False
         self.next_session = itertools.count(1).__next__
@@ -217,6 +222,14 @@ class Gateway(Fanout):
             self.counters.sessions -= 1
         if connection.user:
             self.engine.logout(connection.session)
+
+    def _wires(self) -> list[Wire]:
+        opened = self._acceptor.open if self._acceptor is not None else ()
+        return [protocol.wire for protocol in opened if protocol.wire is not None]
+
+    def _look(self) -> None:
+        self.budget.tick()
+        self.counters.outbound_bytes = self.budget.waiting
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """A task for a request that waits; there is at most one a connection."""

@@ -85,6 +85,20 @@ class Wire:
     def transport(self) -> asyncio.Transport:
         return self._transport
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer, also behind a close frame that it has not read."""
+        if self.finished or self.listener is None:
+            return self._transport.get_write_buffer_size()
+        return self.listener.backlog
+
+    def too_slow(self) -> None:
+        """Close with 4430; one that is closing and still takes nothing is aborted."""
+        if self.finished or self.listener is None:
+            self.abort()
+        else:
+            self.listener.too_slow()
+
     def finish(self, close_frame: bytes | None) -> None:
         """Send `close_frame` and end the stream; abort after `LINGER_S`. Idempotent."""
         if self.finished:

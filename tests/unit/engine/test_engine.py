@@ -10,6 +10,8 @@ import pytest
 from hongyan.config import Settings
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
+from hongyan.engine.presence import PUSHES, Presence
+from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
@@ -80,8 +82,8 @@ class Gateway:
     def replace(self, session: int) -> None:
         self.replaced.append(session)
 
-    def presence(self, session: int, states: Mapping[str, PresenceState]) -> None:
-        self.states.append((session, dict(states)))
+    def presence(self, sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        self.states += [(session, dict(states)) for session in sessions]
         self.news.set()
 
     async def outcomes(self, count: int) -> list[Outcome]:
@@ -444,13 +446,47 @@ async def test_a_follower_that_is_closed_by_the_push_hurts_nobody(world: World) 
         world.engine.presence(session, ["@dave"], True)
     told: list[int] = []
 
-    def push(session: int, states: Mapping[str, PresenceState]) -> None:
-        told.append(session)
-        world.engine.logout(session)
+    def push(sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        told.extend(sessions)
+        for session in sessions:
+            world.engine.logout(session)
 
     world.engine._presence.push = push
     await world.engine.login(4, "dave", "d1", "")
     assert sorted(told) == [1, 3]
+
+
+def test_presence_of_many_is_told_a_part_at_a_time() -> None:
+    sessions = Sessions()
+    watched = Presence(sessions, MemoryStore(), visibility="all", delay_ms=0, max_subscriptions=10)
+    told: list[tuple[int, dict[str, PresenceState]]] = []
+    largest = 0
+
+    def push(to: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        nonlocal largest
+        largest = max(largest, len(to))
+        told.extend((session, dict(states)) for session in to)
+
+    watched.push = push
+    followers = [Session(number, f"f{number}", "d", 1, "") for number in range(PUSHES + 500)]
+    for follower in followers:
+        watched.ask(follower, ["@star", "@other"], True)
+    for user in ("star", "other"):
+        watched.went(user, 0, 7)
+    watched.tick(1)
+    assert len(told) == PUSHES
+    watched.forget(followers[-1])
+    watched.came("star")  # before all have heard that it went: they hear the last
+    watched.tick(1)
+    assert PUSHES < len(told) <= 2 * PUSHES
+    while watched._changes:
+        watched.tick(1)
+    last = {(session, user): state for session, states in told for user, state in states.items()}
+    assert largest == PUSHES
+    for follower in followers[:-1]:
+        assert last[follower.number, "@star"].online
+        assert last[follower.number, "@other"] == PresenceState(False, 7)
+    assert (followers[-1].number, "@other") not in last
 
 
 async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(
