@@ -32,7 +32,7 @@ NEW_DEVICE_WEIGHT = 64 * 1024
 
 
 class Engine:
-    """One per process. `start` recovers and opens for work, `close` commits what was admitted."""
+    """One per process. `recover`, `open_window` and `start` in this order; `close` commits what was admitted."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Engine:
         )  # fmt: skip
         self._sessions = Sessions()
         self._logging_in: dict[str, dict[int, str]] = {}  # user -> session number -> device
+        self._logging_in_of: dict[int, str] = {}  # session number -> user
         self._cursors = CursorQueue(self._committer.submit, snowflake.next)
         self._reader = Reader(store, self._cursors.acked)
         self._presence = Presence(
@@ -129,10 +130,6 @@ class Engine:
     def pending_bytes(self) -> int:
         """Admitted and not yet durable."""
         return self._committer.pending_bytes
-
-    async def drain(self) -> None:
-        """Wait until everything admitted has been told."""
-        await self._committer.drain()
 
     async def close(self) -> None:
         """Write cursors, commit what was admitted, stop. The journal and store stay open."""
@@ -220,6 +217,7 @@ class Engine:
                     "limit_exceeded", f"{self._settings.max_devices_online} devices are online already"
                 )
         logging_in[session] = device
+        self._logging_in_of[session] = user
         try:
             row = self._store.user(user)
             if row is None or device not in row.devices:
@@ -237,9 +235,7 @@ class Engine:
                 raise refused("unavailable", "the device was forgotten meanwhile")
             number = row.devices[device].number
         finally:
-            logging_in.pop(session, None)
-            if not logging_in:
-                self._logging_in.pop(user, None)
+            self._stop_logging_in(session)
         return self._enter(session, user, device, number)
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
@@ -268,15 +264,22 @@ class Engine:
 
     def logout(self, session: int) -> None:
         gone = self._sessions.get(session)
-        if gone is None:  # at most one that is still logging in; only then is that table walked
-            for logging_in in self._logging_in.values():
-                logging_in.pop(session, None)
+        if gone is None:
+            self._stop_logging_in(session)
             return
         self._presence.forget(gone)
         self._sessions.remove(gone)
         self._cursors.seen(gone.user, gone.device, self._now_ms())
         if not self._sessions.online(gone.user):
             self._presence.went(gone.user, self._monotonic_ms(), self._now_ms())
+
+    def _stop_logging_in(self, session: int) -> None:
+        user = self._logging_in_of.pop(session, "")
+        logging_in = self._logging_in.get(user)
+        if logging_in is not None:
+            logging_in.pop(session, None)
+            if not logging_in:
+                del self._logging_in[user]
 
     # -- messages --------------------------------------------------------------------------------
 

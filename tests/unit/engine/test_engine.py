@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import pytest
 
@@ -250,6 +251,29 @@ async def test_devices_replace_and_are_limited(world: World) -> None:
     world.engine.logout(1)
     world.send(5, "@bob", "k")
     await world.gateway.outcomes(1)
+
+
+async def test_a_drop_looks_at_no_other_login(world: World) -> None:
+    """Ten thousand that drop while a slow disk keeps their logins waiting walked each other's."""
+
+    class NotWalked(dict[str, dict[int, str]]):
+        def __iter__(self) -> NoReturn:
+            raise AssertionError("walked")
+
+        values = items = keys = __iter__  # type: ignore[assignment]
+
+    world.engine._logging_in = NotWalked()
+    world.journal.gate.clear()
+    logins = [asyncio.create_task(world.engine.login(10 + n, f"u{n}", "d", "")) for n in range(20)]
+    await asyncio.sleep(0)
+    for n in range(20):
+        world.engine.logout(10 + n)
+    assert len(world.engine._logging_in) == 0
+    world.engine.logout(99)
+    world.journal.gate.set()
+    for login in logins:
+        with pytest.raises(Refused, match="gone"):
+            await login
 
 
 async def test_racing_logins_of_new_devices_do_not_pass_the_limit(world: World) -> None:
