@@ -143,7 +143,7 @@ async def test_topics_change_before_later_messages_of_the_same_batch():
     ):
 
         def changed(event, user, members):
-            return told(GroupChanged("#t", "", "open", "alice", members, 0, 1, True, ((event, user),)))
+            return told(GroupChanged("#t", "", "open", "alice", members, 0, 1, ((event, user),)))
 
         gateway.tell([
             changed("joined", "alice", 1), told(message("#t", 1, "alice")),
@@ -171,7 +171,7 @@ async def test_a_large_groups_events_go_to_the_user_alone():
         client_of(gateway, "bob") as bob,
     ):
         for user, members in (("alice", 1), ("bob", 3)):
-            outcome = GroupChanged("#t", "", "open", "alice", members, 0, 1, True, (("joined", user),))
+            outcome = GroupChanged("#t", "", "open", "alice", members, 0, 1, (("joined", user),))
             gateway.tell([told(outcome)])
         await alice.barrier()
         await bob.barrier()
@@ -186,7 +186,7 @@ async def test_what_comes_during_a_login_follows_its_answer():
         await alice.send("login", {"token": "alice", "device_id": "d1"}, "in")
         await alice.post("@bob", 1, "early")  # deferred: served after the login, in order
         await engine.waiting.wait()
-        joined = GroupChanged("#new", "", "open", "x", 2, 0, 1, True, (("joined", "alice"),))
+        joined = GroupChanged("#new", "", "open", "x", 2, 0, 1, (("joined", "alice"),))
         gateway.tell([told(message("alice|bob", 1, "bob")), told(joined)])
         gateway.tell([told(message("#new", 1, "x"))])
         assert engine.sent == []
@@ -512,7 +512,7 @@ async def test_events_to_a_slow_consumer_reach_the_others(monkeypatch, early):
             Outbox, "flush", lambda box: refusals.pop() if refusals and box is slow.outbox else flush(box)
         )
         events = [("joined", "dave"), ("left", "dave")] * 3
-        gateway.tell([told(GroupChanged("#g", "g", "open", "bob", 3, 0, 1, True, tuple(events)))])
+        gateway.tell([told(GroupChanged("#g", "g", "open", "bob", 3, 0, 1, tuple(events)))])
         assert slow.closed
         monkeypatch.setattr(Outbox, "flush", flush)
         for client in (bob, carol):
