@@ -92,7 +92,8 @@ class Histogram:
 
 @dataclass(slots=True)
 class Counters:
-    """One attribute for each sample; `errors` by code, `limit_hits` by the setting that is the limit."""
+    """One attribute for each sample; `errors` by code, `closes` by the code of our close frame (an answer to
+    the peer's has the peer's), `limit_hits` by the setting that is the limit."""
 
     connections: int = 0
     max_connections: int = 0
@@ -138,6 +139,7 @@ class Counters:
     ack_seconds: Histogram = field(default_factory=Histogram)
     loop_lag_seconds: Histogram = field(default_factory=Histogram)
     errors: dict[str, int] = field(default_factory=dict)
+    closes: dict[str, int] = field(default_factory=dict)
     limit_hits: dict[str, int] = field(default_factory=dict)
 
     def hit(self, limit: str) -> None:
@@ -159,6 +161,7 @@ class _Samples(Collector):
             yield HistogramMetricFamily(f"hongyan_{name}", text, histogram.buckets(), histogram.sum)
         for name, label, text in (
             ("errors", "code", "errors sent"),
+            ("closes", "code", "WebSocket connections closed"),
             ("limit_hits", "limit", "limits reached"),
         ):
             family = CounterMetricFamily(f"hongyan_{name}", text, labels=[label])

@@ -30,6 +30,8 @@ TICK_S = 0.1
 # Bytes. A further device starts where the user's others stand: it may write a row for every conversation.
 NEW_DEVICE_WEIGHT = 64 * 1024
 
+_LIMITS = {"group_full": "max_group_members", "limit_exceeded": "max_groups"}  # of a change of groups
+
 
 class Engine:
     """One per process. `recover`, `open_window` and `start` in this order; `close` commits what was admitted."""
@@ -213,6 +215,7 @@ class Engine:
             if self._sessions.devices(user) + len(others) >= self._settings.max_devices_online:
                 if not logging_in:
                     del self._logging_in[user]
+                self._counters.hit("max_devices_online")
                 raise refused(
                     "limit_exceeded", f"{self._settings.max_devices_online} devices are online already"
                 )
@@ -222,6 +225,8 @@ class Engine:
             row = self._store.user(user)
             if row is None or device not in row.devices:
                 if row is not None:
+                    if len(row.devices) >= self._settings.max_devices:  # one will be forgotten
+                        self._counters.hit("max_devices")
                     await self._cursors.flush_user(user, row.devices, self._now_ms())
                 record = records.Login(
                     self._snowflake.next(), self._now_ms(), user, device, platform, self._settings.max_devices
@@ -372,6 +377,8 @@ class Engine:
 
     async def _change(self, record: records.Record) -> GroupChanged:
         outcome = await self._committer.submit(record)
+        if isinstance(outcome, Rejected) and outcome.code in _LIMITS:
+            self._counters.hit(_LIMITS[outcome.code])
         _raise_rejected(outcome)
         assert isinstance(outcome, GroupChanged)
         return outcome
@@ -392,7 +399,12 @@ class Engine:
     def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
-        return self._presence.ask(self._session(session), users, subscribe)
+        try:
+            return self._presence.ask(self._session(session), users, subscribe)
+        except Refused as refusal:
+            if refusal.error.code == "limit_exceeded":
+                self._counters.hit("max_presence_subscriptions")
+            raise
 
 
 def _raise_rejected(outcome: Outcome) -> None:

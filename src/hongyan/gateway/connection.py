@@ -341,6 +341,15 @@ class Connection(FrameListener):
 
     # deadlines, the end
 
+    def end(self, close_frame: bytes, flush: bool = True) -> None:
+        if not self.closed:
+            code = frames.close_code(close_frame)
+            closes = self.gateway.counters.closes
+            closes[str(code)] = closes.get(str(code), 0) + 1
+            if code == frames.TOO_BIG:
+                self.gateway.counters.hit("max_frame_bytes")
+        super().end(close_frame, flush)
+
     def _silence_deadline(self) -> float:
         return self.last_seen + 2 * self.gateway.settings.heartbeat_interval_ms / 1000
 

@@ -55,6 +55,11 @@ def encode_close(code: int | None, reason: str = "") -> bytes:
     return encode(CLOSE, pack("!H", code) + body)
 
 
+def close_code(frame: bytes) -> int | None:
+    """The code in a close frame of `encode_close`."""
+    return int.from_bytes(frame[2:4], "big") if len(frame) >= 4 else None
+
+
 def decode_close(payload: bytes) -> int | None:
     """The code of a peer's close frame, None where it gives none. Raises `Violation` (section 7.4)."""
     if not payload:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from hongyan import address
 from hongyan.auth import TokenSigner
 from hongyan.config import Settings
-from hongyan.errors import refused
+from hongyan.errors import Refused, refused
 from hongyan.http.accounts import Accounts
 from hongyan.http.body import BODY_TIMEOUT_S, json_object
 from hongyan.http.problem import Endpoint, answering, on_http_exception
@@ -79,7 +79,12 @@ class AccountRoutes:
         return address.sender(peer, forwarded_for, self._settings.trusted_proxies)
 
     async def _credentials(self, request: Request) -> tuple[str, str]:
-        body = await json_object(request, self._body_timeout_s)
+        try:
+            body = await json_object(request, self._body_timeout_s)
+        except Refused as refusal:
+            if refusal.error.code == "too_large":
+                self._counters.hit("http_body_bytes")
+            raise
         user = body.get("user_id")
         if not isinstance(user, str) or not is_id(user) or is_reserved(user):
             text = "a user_id is 1 to 64 of A-Za-z0-9_.- and does not start with hongyan."
