@@ -49,6 +49,7 @@ def monotonic_ms() -> int:
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the process's exit code. Raises ConfigError."""
     configure(settings)
+    os.umask(0o077)  # SQLite and RocksDB make their files as the process does: messages are nobody else's
     room = share(raise_limit(), settings.max_connections)
     try:
         return uvloop.run(_serve(settings, room))
@@ -79,6 +80,9 @@ async def _serve(settings: Settings, room: Share) -> int:
             raise DataDirectoryError(
                 f"{settings.data_dir} has a store but no journal: a part of it was lost; restore both from one backup"
             )
+        for name in directory.open_to_others():
+            log.warning("others can read this: chmod -R go-rwx the data directory",
+                        path=str(settings.data_dir / name))  # fmt: skip
         secret = directory.secret()
         counters = Counters(max_connections=room.connections)
         journal = SqliteJournal.open(directory.journal_path)

@@ -210,6 +210,30 @@ async def test_a_foreign_directory_is_refused_and_left_alone(server_factory, tmp
     assert contents(foreign) == {"holiday.jpg": hashlib.sha256(b"not ours").hexdigest()}
 
 
+def modes(directory: Path) -> set[tuple[bool, str]]:
+    return {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in directory.rglob("*")}
+
+
+async def test_messages_are_nobody_elses_whatever_the_umask(server_factory, tmp_path):
+    (tmp_path / "there").mkdir(mode=0o755)  # made by hand, as people do
+    umask = os.umask(0o022)
+    try:
+        server: ServerProcess = server_factory(data_dir=tmp_path / "there")
+    finally:
+        os.umask(umask)
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    await client.say("@a", 1)
+    await client.close()
+    assert modes(server.data_dir) == {(False, "0o600"), (True, "0o700")}
+    assert "others can read" not in server.log
+    (server.data_dir / "journal.db").chmod(0o644)
+    assert await asyncio.to_thread(server.terminate) == 0
+    await asyncio.to_thread(server.start)
+    assert "others can read" in server.log
+    assert str(server.data_dir / "journal.db") in server.log
+
+
 def test_wrong_settings_name_their_source_and_exit_2(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("HONGYAN_")} | {"PYTHONPATH": str(SOURCES)}
     config = tmp_path / "hongyan.toml"
