@@ -7,7 +7,6 @@ descriptors at once. Here each connection is admitted by its address before anyt
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,6 @@ BACKLOG = 4096
 A_TURN = 100  # connections taken before the loop does something else
 _PAUSE_S = 0.2
 _WILDCARD_V6 = "::"
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 log = structlog.get_logger("hongyan")
 
@@ -105,8 +103,6 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
                 self._pause(error)
                 return
             whose = peer(address[0])
@@ -128,7 +124,7 @@ class Acceptor:
             self._failed(protocol)
 
     def _pause(self, error: OSError) -> None:
-        """The machine has no room (the process's own share is never used up): look again in a while."""
+        """The machine has no room or no network (the process's own share is never used up): look again in a while."""
         log.warning("cannot take connections for now", error=str(error))
         for listening in self._sockets:
             self._loop.remove_reader(listening)
