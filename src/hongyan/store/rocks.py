@@ -201,6 +201,8 @@ class RocksStore:
         target = self.offset
         while self.on_disk < target and self._db is not None:
             await asyncio.sleep(0 if self._write_unit() else _RETRY_S[0])
+        while self._fsync is not None and not self._fsync.done():  # one at a time, for which `close` waits
+            await asyncio.wait([self._fsync])
         if self._db is None or self._synced == self.on_disk:
             return self._synced
         safe = self.on_disk
