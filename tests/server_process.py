@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -39,11 +40,14 @@ class ServerProcess:
     """`hongyan serve` on a directory. `start` and `kill` may be called again and again."""
 
     def __init__(
-        self, root: Path, data_dir: Path | None = None, env: dict[str, str] | None = None, **settings: Any
-    ):
+        self, root: Path, data_dir: Path | None = None, env: dict[str, str] | None = None,
+        open_files: int | tuple[int, int] | None = None, **settings: Any,
+    ):  # fmt: skip
+        """`open_files`: the process's limit, or (soft, hard)."""
         self.root = root
         self.data_dir = data_dir or root / "data"
         self.env = env or {}
+        self.open_files = (open_files, open_files) if isinstance(open_files, int) else open_files
         self.settings: dict[str, Any] = settings
         self.port = free_port()
         self.http_port = free_port()
@@ -72,8 +76,14 @@ class ServerProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HONGYAN_")}
         environment |= {"PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"} | self.env
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self.root)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=self.root, preexec_fn=self._limit
+            )
         return self.process
+
+    def _limit(self) -> None:
+        if self.open_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self.open_files)
 
     def start(self, timeout: float = 30) -> ServerProcess:
         process = self.spawn()

@@ -15,9 +15,11 @@ import structlog
 import uvloop
 
 from hongyan import __version__
+from hongyan.address import in_url
 from hongyan.auth import TokenSigner, TokenVerifier
 from hongyan.config import Settings
 from hongyan.datadir import ClockMark, DataDirectory
+from hongyan.descriptors import Share, raise_limit, share
 from hongyan.engine.engine import Engine
 from hongyan.errors import DataDirectoryError
 from hongyan.gateway.server import Gateway
@@ -26,6 +28,8 @@ from hongyan.ids import Snowflake, time_ms
 from hongyan.journal.sqlite import SqliteJournal
 from hongyan.log import configure
 from hongyan.metrics import Counters, exposition
+from hongyan.reserve import Reserve
+from hongyan.stopping import Stop
 from hongyan.store.rocks import RocksStore
 
 log = structlog.get_logger("hongyan")
@@ -43,10 +47,12 @@ def monotonic_ms() -> int:
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the process's exit code."""
+    """Serve until SIGTERM or SIGINT. Returns the process's exit code. Raises ConfigError."""
     configure(settings)
+    os.umask(0o077)  # SQLite and RocksDB make their files as the process does: messages are nobody else's
+    room = share(raise_limit(), settings.max_connections)
     try:
-        return uvloop.run(_serve(settings))
+        return uvloop.run(_serve(settings, room))
     except DataDirectoryError as error:
         print(f"hongyan: {error}", file=sys.stderr)
     except OSError as error:
@@ -61,11 +67,12 @@ def _die(error: BaseException) -> None:
     os._exit(EXIT_STORAGE)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, room: Share) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+    stopping = Stop(settings.shutdown_timeout_s, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.on_signal, number)
     async with AsyncExitStack() as stack:
         directory = DataDirectory.open(settings.data_dir)
         stack.callback(directory.close)
@@ -73,25 +80,22 @@ async def _serve(settings: Settings) -> int:
             raise DataDirectoryError(
                 f"{settings.data_dir} has a store but no journal: a part of it was lost; restore both from one backup"
             )
+        for name in directory.open_to_others():
+            log.warning("others can read this: chmod -R go-rwx the data directory",
+                        path=str(settings.data_dir / name))  # fmt: skip
         secret = directory.secret()
-        counters = Counters()
-        journal = SqliteJournal.open(
-            directory.journal_path,
-            fixed={
-                "dedup_window_ms": str(settings.dedup_window_ms),
-                "dedup_window_messages": str(settings.dedup_window_messages),
-            },
-        )
+        counters = Counters(max_connections=room.connections)
+        journal = SqliteJournal.open(directory.journal_path)
         stack.push_async_callback(journal.close)
         store = RocksStore.open(
             directory.store_path, journal.identity, cache_conversations=settings.cache_conversations,
             tail_messages=settings.tail_messages, tail_bytes=settings.tail_bytes,
-            flush_interval_ms=settings.store_flush_interval_ms, fatal=_die,
+            flush_interval_ms=settings.store_flush_interval_ms, max_open_files=room.store_files, fatal=_die,
         )  # fmt: skip
-        stack.push_async_callback(store.close)
+        stack.push_async_callback(lambda: store.close(patience_s=stopping.left(0.1)))
         mark = ClockMark(directory.mark_path)
         stack.callback(mark.close)
-        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), reserve=mark.save)
+        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), mark_ms=0)
         engine = Engine(
             settings,
             journal,
@@ -102,6 +106,13 @@ async def _serve(settings: Settings) -> int:
             monotonic_ms=monotonic_ms,
             fatal=_die,
         )
+        ready = False  # health and metrics answer from here on, also while a long journal is replayed
+        http = HttpServer(
+            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
+            _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
+        )  # fmt: skip
+        await http.start()
+        stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))
         began = time.monotonic()
         recovery = loop.create_task(engine.recover())
         stopped = loop.create_task(stop.wait())
@@ -113,28 +124,28 @@ async def _serve(settings: Settings) -> int:
             return 0
         found = recovery.result()
         snowflake.raise_floor(time_ms(found.highest_id) + 1 if found.highest_id else 0)
+        reserve = Reserve(snowflake, mark.save, _die)
+        await reserve.renew()
+        await engine.open_window()
+        reserving = loop.create_task(reserve.run(), name="reserve")
+        stack.callback(reserving.cancel)
         if found.replayed:
             log.info(
                 "replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3)
             )
         gateway = Gateway(
-            settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic
-        )
+            settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic,
+            max_connections=room.connections,
+        )  # fmt: skip
         engine.start(gateway)
         stack.push_async_callback(engine.close)
-        ready = False
-        http = HttpServer(
-            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
-            _metrics_text(counters, engine, journal, store),
-        )  # fmt: skip
-        await http.start()
-        stack.push_async_callback(http.stop)
         await gateway.start()
-        stack.push_async_callback(gateway.drain, settings.shutdown_timeout_s)
+        stack.push_async_callback(lambda: gateway.drain(stopping.left(0.6)))
         _calm_collector()
         ready = True
-        log.info("listening", url=f"ws://{settings.host}:{gateway.port}/ws", http_port=http.port,
-                 data_dir=str(settings.data_dir), version=__version__)  # fmt: skip
+        log.info("listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", http_port=http.port,
+                 data_dir=str(settings.data_dir), max_connections=room.connections,
+                 version=__version__)  # fmt: skip
         if sys.stderr.isatty() or os.environ.get("HONGYAN_HINTS"):
             _print_hints(settings, gateway.port)
         await stop.wait()
@@ -172,7 +183,8 @@ def _metrics_text(
 
 
 def _print_hints(settings: Settings, port: int) -> None:
-    where = "" if port == 8080 else f" --url ws://{settings.host}:{port}/ws"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    where = "" if (host, port) == ("127.0.0.1", 8080) else f" --url ws://{in_url(host)}:{port}/ws"
     data = "" if str(settings.data_dir) == "hongyan-data" else f" --data-dir {settings.data_dir}"
     command = os.environ.get("HONGYAN_COMMAND", "hongyan")
     print(

@@ -102,8 +102,10 @@ class Settings(BaseSettings):
     # 80 KiB at most: a character of content can take six in JSON, and no frame of ours passes 512 KiB.
     max_frame_bytes: Annotated[Int, Field(ge=1024, le=81_920)] = 65_536
     outbound_buffer_bytes: Annotated[Int, Field(ge=16_384)] = MiB
+    max_outbound_bytes: Positive = 256 * MiB
     rate_limit: Count = 100
     rate_burst: Positive = 200
+    max_connections: Count = 0
     max_unauthenticated_per_address: Positive = 1000
     max_unauthenticated: Positive = 10_000
     max_devices_online: Positive = 10

@@ -6,6 +6,8 @@
     clock     the Snowflake mark: ids below this millisecond may have been issued
     journal.db, store/
 
+Others get nothing of it: directories are made with mode 0700, files with 0600 (the server's umask is 077).
+
 Files appear whole: written under a temporary name, fsynced, then linked into place, so of two processes
 that create one at the same time both go on with the same content.
 """
@@ -16,6 +18,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ _LOCK, _FORMAT, _SECRET, _JOURNAL = "LOCK", "format", "secret", "journal.db"
 _MARK_CHECK = 0xA5A5_A5A5_5A5A_5A5A  # tells a clock mark from zeros or foreign bytes
 _TEMPORARY = ".hongyan-"
 _LEFTOVER_S = 3600
+_OTHERS = 0o077
 # What a directory may hold and still count as empty: our own first steps, and a fresh ext4's folder.
 _HARMLESS = {_LOCK, "lost+found"}
 
@@ -75,6 +79,15 @@ class DataDirectory:
         with _explained(self.path):
             return _secret(self.path)
 
+    def open_to_others(self) -> list[str]:
+        """What other users of the machine can read or write: files and folders of the directory, where they
+        get into it at all."""
+        if not stat.S_IMODE(self.path.stat().st_mode) & _OTHERS:
+            return []
+        names = (_JOURNAL, _JOURNAL + "-wal", _SECRET, "store")
+        found = [self.path / name for name in names if (self.path / name).exists()]
+        return [entry.name for entry in found if stat.S_IMODE(entry.stat().st_mode) & _OTHERS]
+
     @property
     def journal_path(self) -> Path:
         return self.path / _JOURNAL
@@ -108,10 +121,10 @@ def read_secret(path: Path) -> bytes:
 
 
 class ClockMark:
-    """A millisecond, written ahead of the ids handed out (`Snowflake.reserve`): 8 bytes, and 8 to check them.
+    """A millisecond, written ahead of the ids handed out (`Snowflake.extend`): 8 bytes, and 8 to check them.
 
-    Not fsynced, because it is written on the event loop: it survives a crash of the process. What a power
-    loss takes with it is covered by the highest id in the journal.
+    Not fsynced: it survives a crash of the process. What a power loss takes with it is covered by the highest id
+    in the journal.
     """
 
     def __init__(self, path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hongyan.errors import Refused, refused
+
 EPOCH_MS = 1_704_067_200_000  # 2024-01-01T00:00:00Z
-RESERVE_MS = 1000
+RESERVE_MS = 60_000  # so far ahead the mark is kept
 _TIME_BITS, _NODE_BITS, _SEQUENCE_BITS = 41, 10, 12
 _TIME_SHIFT = _NODE_BITS + _SEQUENCE_BITS
 _SEQUENCES = 1 << _SEQUENCE_BITS
@@ -21,48 +23,70 @@ class Snowflake:
     """Ids that ascend within a process and never repeat, whatever the clock does.
 
     A clock that steps back borrows from the last millisecond used: the ids go on from there, nothing
-    waits. Past 4,096 ids in a millisecond the next one is borrowed. Across a restart: ids are issued
-    only for milliseconds below a reserved mark; before one at or beyond it leaves, `reserve(mark)` is
-    called with a mark one second ahead of it. A start with `floor_ms` = the last mark is therefore above
-    every id issued, also where the clock went back while the process was down.
+    waits. Past 4,096 ids in a millisecond the next one is borrowed.
+
+    Across a restart: what names something stored (`next`, `at`) is issued only for milliseconds below the
+    mark, which was saved before it was given here (`extend`). A start with `floor_ms` = the mark saved last is
+    therefore above every such id, also where the clock went back while the process was down. A clock
+    beyond the mark (it stepped ahead, or the mark cannot be saved) borrows too, from what is left below it:
+    a quarter of a billion ids in a full span.
     """
 
-    __slots__ = ("_base", "_mark", "_ms", "_node", "_now_ms", "_reserve", "_sequence")
+    __slots__ = ("_base", "_mark", "_ms", "_node", "_now_ms", "_sequence")
 
     def __init__(
-        self,
-        node: int,
-        now_ms: Callable[[], int],
-        floor_ms: int = 0,
-        reserve: Callable[[int], None] | None = None,
+        self, node: int, now_ms: Callable[[], int], floor_ms: int = 0, mark_ms: int = END_MS
     ) -> None:
         """`now_ms`: the wall clock, ms since the Unix epoch. No id's time is below `floor_ms`."""
         if not 0 <= node < 1 << _NODE_BITS:
             raise ValueError(f"node must be 0 to {(1 << _NODE_BITS) - 1}, not {node}")
         self._node = node << _SEQUENCE_BITS
         self._now_ms = now_ms
-        self._reserve = reserve
-        self._mark = 0
+        self._mark = mark_ms
         # Everything before the floor counts as used up, so the first id begins a millisecond.
         self._ms = max(floor_ms, EPOCH_MS) - 1
         self._sequence = _SEQUENCES - 1
         self._base = 0  # the id of `_ms` with sequence 0
 
     def next(self) -> int:
-        """A new id. Raises OverflowError past the year 2093, and what `reserve` raises: then nothing was
-        issued."""
+        """A new id. Raises Refused `unavailable` where all below the mark are used up, OverflowError past the
+        year 2093: then nothing was issued."""
         return self.at(self._now_ms())
 
     def at(self, now: int) -> int:
         """The same, for a caller that has just read the clock."""
-        if now > self._ms:
+        if self._ms < now < self._mark:
             self._begin(now)
+        elif self._ms >= self._mark:
+            raise self._used_up()
         elif (sequence := self._sequence + 1) < _SEQUENCES:
             self._sequence = sequence
             return self._base + sequence
-        else:
+        elif self._ms + 1 < self._mark:
             self._begin(self._ms + 1)
+        else:
+            raise self._used_up()
         return self._base
+
+    def envelope(self) -> int:
+        """An id for what is stored nowhere (an error, an answer, a push of presence): unique in the process,
+        and never refused, so that nothing that is said depends on a disk."""
+        try:
+            return self.at(self._now_ms())
+        except (Refused, OverflowError):
+            self._begin(min(self._ms + 1, END_MS - 1))
+            return self._base
+
+    def to_reserve(self) -> int:
+        """The mark that is to be saved now, and then given to `extend`; 0 while enough is reserved."""
+        reached = max(self._now_ms(), self._ms + 1)
+        if self._mark >= min(reached + RESERVE_MS // 2, END_MS):
+            return 0
+        return min(reached + RESERVE_MS, END_MS)
+
+    def extend(self, mark_ms: int) -> None:
+        """Ids below `mark_ms` may be issued from now on: it is saved."""
+        self._mark = max(self._mark, mark_ms)
 
     def raise_floor(self, ms: int) -> None:
         """Issue nothing before `ms` from now on (start-up: past the newest id found in the journal)."""
@@ -71,14 +95,12 @@ class Snowflake:
             self._sequence = _SEQUENCES - 1
 
     def _begin(self, ms: int) -> None:
-        """Go on with the first id of millisecond `ms`, reserved before anything of it is issued."""
-        if ms >= self._mark:
-            if ms >= END_MS:
-                raise OverflowError("the clock is past what a 41-bit id can say (the year 2093)")
-            mark = min(ms + RESERVE_MS, END_MS)
-            if self._reserve is not None:
-                self._reserve(mark)
-            self._mark = mark
+        """Go on with the first id of millisecond `ms`."""
         self._ms = ms
         self._sequence = 0
         self._base = (ms - EPOCH_MS) << _TIME_SHIFT | self._node
+
+    def _used_up(self) -> Exception:
+        if self._mark >= END_MS:
+            return OverflowError("the clock is past what a 41-bit id can say (the year 2093)")
+        return refused("unavailable", "no new ids: the clock mark cannot be saved; resend with retry")

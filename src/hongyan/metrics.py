@@ -13,7 +13,9 @@ from prometheus_client.registry import Collector
 
 _GAUGES = {
     "connections": "open WebSocket connections",
+    "max_connections": "the most connections at a time",
     "sessions": "logged-in connections",
+    "outbound_bytes": "bytes that wait for connections to read them",
     "admitted_bytes": "bytes admitted and not yet durable",
     "store_pending_rows": "rows of the tail that are not written down",
     "store_pending_bytes": "bytes of the tail that are not written down",
@@ -48,6 +50,7 @@ _COUNTERS = {
     "password_logins_throttled": "logins over HTTP refused for too many failures",
     "replaced": "connections closed with 4409",
     "handshakes_refused": "handshakes refused",
+    "connections_refused": "connections closed before a word: too many, or too many that have not logged in",
     "store_flushes": "writes of the view",
     "store_flushed_rows": "rows written into the view",
     "store_flush_failures": "writes of the view that failed and were tried again",
@@ -89,10 +92,13 @@ class Histogram:
 
 @dataclass(slots=True)
 class Counters:
-    """One attribute for each sample; `errors` by code, `limit_hits` by the setting that is the limit."""
+    """One attribute for each sample; `errors` by code, `closes` by the code of our close frame (an answer to
+    the peer's has the peer's), `limit_hits` by the setting that is the limit."""
 
     connections: int = 0
+    max_connections: int = 0
     sessions: int = 0
+    outbound_bytes: int = 0
     admitted_bytes: int = 0
     store_pending_rows: int = 0
     store_pending_bytes: int = 0
@@ -125,6 +131,7 @@ class Counters:
     password_logins_throttled: int = 0
     replaced: int = 0
     handshakes_refused: int = 0
+    connections_refused: int = 0
     store_flushes: int = 0
     store_flushed_rows: int = 0
     store_flush_failures: int = 0
@@ -132,7 +139,12 @@ class Counters:
     ack_seconds: Histogram = field(default_factory=Histogram)
     loop_lag_seconds: Histogram = field(default_factory=Histogram)
     errors: dict[str, int] = field(default_factory=dict)
+    closes: dict[str, int] = field(default_factory=dict)
     limit_hits: dict[str, int] = field(default_factory=dict)
+
+    def hit(self, limit: str) -> None:
+        """Count that the setting `limit` was reached."""
+        self.limit_hits[limit] = self.limit_hits.get(limit, 0) + 1
 
 
 class _Samples(Collector):
@@ -149,6 +161,7 @@ class _Samples(Collector):
             yield HistogramMetricFamily(f"hongyan_{name}", text, histogram.buckets(), histogram.sum)
         for name, label, text in (
             ("errors", "code", "errors sent"),
+            ("closes", "code", "WebSocket connections closed"),
             ("limit_hits", "limit", "limits reached"),
         ):
             family = CounterMetricFamily(f"hongyan_{name}", text, labels=[label])

@@ -21,6 +21,7 @@ EVERY_KIND = [
     r.Invite(5, 2, "alice", "#team", ["bob", "carol"]),
     r.Register(6, 2, "alice", "$argon2id$…"),
     r.Login(7, 2, "alice", "d1", "web"),
+    r.DedupWindow(9, 2, 300_000, 200_000),
     r.Cursors(8, 2, [("alice", "d1", "alice|bob", 4)], [("alice", "d1", 5)]),
 ]
 

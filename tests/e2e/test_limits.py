@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 
@@ -239,3 +240,40 @@ async def test_reads_wait_for_room_while_pushes_come(server_factory, enter):
         assert (await bob.reply(ref))["type"] == "history"
     pushes = [await bob.push("message") for _ in range(50)]
     assert [push["data"]["seq"] for push in pushes] == list(range(21, 71))
+
+
+async def test_every_limit_that_is_reached_is_counted(server_factory, enter):
+    """protocol.md, "Limits": each with a metric."""
+    server = server_factory(
+        max_devices_online=1, max_devices=2, max_group_members=1, max_groups=1, max_presence_subscriptions=1,
+        max_frame_bytes=1024, max_unauthenticated_per_address=2, group_creations_per_hour=0,
+    )  # fmt: skip
+    alice = await enter(server, "alice", "d1")
+    with pytest.raises(AssertionError, match="limit_exceeded"):
+        await enter(server, "alice", "d2")
+    await alice.ask("create_group", {"group": "#g"})
+    assert (await alice.refused("create_group", {"group": "#h"}))["code"] == "limit_exceeded"
+    bob = await enter(server, "bob")
+    assert (await bob.refused("join_group", {"group": "#g"}))["code"] == "group_full"
+    await bob.refused("presence", {"users": ["@a", "@b"], "subscribe": True})
+    await alice.raw("x" * 2000)
+    assert (await alice.closed())[0] == 1009
+    for device in ("d2", "d3"):
+        again = await Outsider.connect(server.url)
+        await again.login(server.token("alice"), device)
+        await again.close()
+    async with httpx.AsyncClient(base_url=server.http, trust_env=False, timeout=20) as http:
+        assert (await http.post("/api/v1/auth/login", content=b"x" * 20_000)).status_code == 413
+        strangers = [await Outsider.connect(server.url) for _ in range(2)]
+        with pytest.raises(InvalidStatus, match="503"):
+            await Outsider.connect(server.url)
+        for stranger in strangers:
+            await stranger.close()
+        said = (await http.get("/metrics")).text
+    for limit in (
+        "max_devices_online", "max_devices", "max_groups", "max_group_members", "max_presence_subscriptions",
+        "max_frame_bytes", "http_body_bytes", "max_unauthenticated_per_address",
+    ):  # fmt: skip
+        assert f'hongyan_limit_hits_total{{limit="{limit}"}}' in said, limit
+    for code in (1009, 4401, 1000):
+        assert f'hongyan_closes_total{{code="{code}"}}' in said, code

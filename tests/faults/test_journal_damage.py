@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from hongyan.errors import DataDirectoryError, Unavailable
+from hongyan.journal import sqlite
 from hongyan.journal.base import Entry
 from hongyan.journal.sqlite import SqliteJournal, _checksum
 from hongyan.journal.sqlite_file import VERSION
@@ -247,11 +248,21 @@ async def test_after_any_other_error_nothing_is_written(path: Path) -> None:
     await journal.close()
 
 
-async def test_settings_that_a_replay_hangs_on_stay_as_they_were(path: Path) -> None:
-    first = SqliteJournal.open(path, fixed={"dedup_window_ms": "300000"})
-    await first.close()
-    with pytest.raises(DataDirectoryError, match=r"dedup_window_ms is 5, but .* was made with 300000"):
-        SqliteJournal.open(path, fixed={"dedup_window_ms": "5"})
-    again = SqliteJournal.open(path, fixed={"dedup_window_ms": "300000"})
-    assert again.last == 6
+async def test_a_lock_from_outside_is_waited_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.05)
+    journal = SqliteJournal.open(path)
+    outside = sqlite3.connect(path, isolation_level=None)
+    outside.execute("BEGIN IMMEDIATE")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="locked"):
+            await journal.append([send(7)], 7)
+        await journal.trim(3)  # drops nothing for now
+    assert (journal.first, journal.last) == (1, 6)
+    outside.execute("ROLLBACK")
+    assert (await journal.append([send(7)], 7)).first == 7
+    await journal.trim(6)
+    await journal.close()
+    outside.close()
+    again = SqliteJournal.open(path)
+    assert [entry.last for entry in again.read(0)] == [7]
     await again.close()

@@ -83,13 +83,10 @@ async def test_the_journal_trimmed_to_its_last_row(server_factory, rounds):
         await load.crash_after(600, server.kill)
         await asyncio.to_thread(server.start)
         await load.settle_and_check()
-        client = await load.open("ticker")
         deadline = time.monotonic() + 20
-        while rows(server) > 2:
+        while rows(server) > 1:
             assert time.monotonic() < deadline, f"{rows(server)} rows left in the journal"
-            await client.say("@ticker", "tick")  # the window runs on log time, which needs records to go on
-            await asyncio.sleep(1.5)
-        await client.close()
+            await asyncio.sleep(0.1)
         server.kill()
         await asyncio.to_thread(server.start)
         for user in load.users[1:]:

@@ -70,6 +70,62 @@ async def test_a_stop_with_idle_clients_is_quick_and_restart_keeps_all(server_fa
     await client.close()
 
 
+HANGS = """
+import os, time
+from hongyan.journal.sqlite import SqliteJournal
+append = SqliteJournal._append
+def hang(self, job):
+    while os.path.exists({flag!r}):
+        time.sleep(0.1)
+    append(self, job)
+SqliteJournal._append = hang
+"""
+
+
+@pytest.fixture
+def hanging(server_factory, tmp_path):
+    """A server whose journal does not come back while the file `flag` is there."""
+    flag, faults = tmp_path / "hang", tmp_path / "faults"
+    faults.mkdir()
+    (faults / "sitecustomize.py").write_text(HANGS.format(flag=str(flag)))
+    server: ServerProcess = server_factory(
+        env={"PYTHONPATH": f"{faults}:{SOURCES}"}, shutdown_timeout_s=2, login_timeout_ms=60_000
+    )
+    return server, flag
+
+
+async def test_a_disk_that_hangs_does_not_keep_the_process(hanging):
+    server, flag = hanging
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    await client.say("@a", "kept")
+    flag.touch()
+    await client.post("@a", "never acknowledged")
+    assert await asyncio.to_thread(server.terminate, 10) == 75
+    assert "shutdown_timeout_s" in server.log
+    client.abort()
+    flag.unlink()
+    await asyncio.to_thread(server.start)
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    assert "kept" in [m["content"] for m in await client.all_history("@a")]
+    await client.close()
+
+
+async def test_a_second_signal_ends_at_once(server_factory, tmp_path):
+    server: ServerProcess = server_factory(shutdown_timeout_s=60)
+    client = await Outsider.connect(server.url)  # which does not read: its close is waited for
+    await client.login(server.token("a"))
+    client.ws.transport.pause_reading()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    while "stopping" not in server.log:
+        await asyncio.sleep(0.02)
+    server.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.process.wait, 4) == 128 + signal.SIGTERM
+    client.abort()
+
+
 def refused_start(server: ServerProcess) -> str:
     before = len(server.log)
     process = server.spawn()
@@ -152,6 +208,30 @@ async def test_a_foreign_directory_is_refused_and_left_alone(server_factory, tmp
     server = server_factory(root=tmp_path / "other", started=False, data_dir=foreign)
     refused_start(server)
     assert contents(foreign) == {"holiday.jpg": hashlib.sha256(b"not ours").hexdigest()}
+
+
+def modes(directory: Path) -> set[tuple[bool, str]]:
+    return {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in directory.rglob("*")}
+
+
+async def test_messages_are_nobody_elses_whatever_the_umask(server_factory, tmp_path):
+    (tmp_path / "there").mkdir(mode=0o755)  # made by hand, as people do
+    umask = os.umask(0o022)
+    try:
+        server: ServerProcess = server_factory(data_dir=tmp_path / "there")
+    finally:
+        os.umask(umask)
+    client = await Outsider.connect(server.url)
+    await client.login(server.token("a"))
+    await client.say("@a", 1)
+    await client.close()
+    assert modes(server.data_dir) == {(False, "0o600"), (True, "0o700")}
+    assert "others can read" not in server.log
+    (server.data_dir / "journal.db").chmod(0o644)
+    assert await asyncio.to_thread(server.terminate) == 0
+    await asyncio.to_thread(server.start)
+    assert "others can read" in server.log
+    assert str(server.data_dir / "journal.db") in server.log
 
 
 def test_wrong_settings_name_their_source_and_exit_2(tmp_path):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 
-from gateway_rig import running_gateway, told
+from gateway_rig import now_ms, running_gateway, told
 from hongyan.errors import WireError, refused
 from hongyan.gateway import fanout
 from hongyan.gateway.outbox import Outbox
+from hongyan.ids import Snowflake
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
 from hongyan.protocol.state import Message, Sent
 from outsider import JSON, MSGPACK, Outsider
@@ -100,6 +101,40 @@ async def test_duplicates_and_refusals_are_answered_to_the_origin_only():
         assert bob.unread == []
 
 
+async def test_answers_need_no_id_that_a_disk_must_cover():
+    async with running_gateway() as (gateway, _), client_of(gateway, "alice") as alice:
+        gateway.snowflake = Snowflake(1, now_ms, mark_ms=0)
+        await alice.barrier()
+        assert (await alice.refused("nonsense"))["code"] == "unknown_type"
+        gateway.refuse([(next(iter(gateway.sessions)), "r")], WireError("unavailable", "no"))
+        assert (await alice.reply("r"))["data"]["code"] == "unavailable"
+
+
+async def test_many_slow_readers_are_bounded_together():
+    """Each is within its own limit; together they are not."""
+    async with running_gateway(max_outbound_bytes=3 << 20, outbound_buffer_bytes=2 << 20) as (
+        gateway,
+        engine,
+    ):
+        engine.memberships = {f"u{n}": ["#g"] for n in range(6)}
+        async with AsyncExitStack() as stack:
+            slow = [await stack.enter_async_context(client_of(gateway, f"u{n}")) for n in range(6)]
+            for client in slow:
+                client.ws.transport.pause_reading()
+            seq = peak = 0
+            async with asyncio.timeout(30):
+                while not gateway.counters.limit_hits.get("max_outbound_bytes"):
+                    seq += 1
+                    content = json.dumps("x" * 60_000).encode()
+                    gateway.tell([told(message("#g", seq, "somebody", content=content))])
+                    peak = max(peak, sum(wire.backlog for wire in gateway._wires()))
+                    await asyncio.sleep(0.02)
+            assert peak < 6 << 20, "half of what their own limits allow"
+            assert gateway.counters.slow_consumers >= 1
+            assert len(gateway.sessions) >= 3, "only the largest are closed"
+            assert gateway.counters.outbound_bytes > 0
+
+
 async def test_topics_change_before_later_messages_of_the_same_batch():
     async with (
         running_gateway(manual=True) as (gateway, _),
@@ -108,7 +143,7 @@ async def test_topics_change_before_later_messages_of_the_same_batch():
     ):
 
         def changed(event, user, members):
-            return told(GroupChanged("#t", "", "open", "alice", members, 0, 1, True, ((event, user),)))
+            return told(GroupChanged("#t", "", "open", "alice", members, 0, 1, ((event, user),)))
 
         gateway.tell([
             changed("joined", "alice", 1), told(message("#t", 1, "alice")),
@@ -136,7 +171,7 @@ async def test_a_large_groups_events_go_to_the_user_alone():
         client_of(gateway, "bob") as bob,
     ):
         for user, members in (("alice", 1), ("bob", 3)):
-            outcome = GroupChanged("#t", "", "open", "alice", members, 0, 1, True, (("joined", user),))
+            outcome = GroupChanged("#t", "", "open", "alice", members, 0, 1, (("joined", user),))
             gateway.tell([told(outcome)])
         await alice.barrier()
         await bob.barrier()
@@ -151,7 +186,7 @@ async def test_what_comes_during_a_login_follows_its_answer():
         await alice.send("login", {"token": "alice", "device_id": "d1"}, "in")
         await alice.post("@bob", 1, "early")  # deferred: served after the login, in order
         await engine.waiting.wait()
-        joined = GroupChanged("#new", "", "open", "x", 2, 0, 1, True, (("joined", "alice"),))
+        joined = GroupChanged("#new", "", "open", "x", 2, 0, 1, (("joined", "alice"),))
         gateway.tell([told(message("alice|bob", 1, "bob")), told(joined)])
         gateway.tell([told(message("#new", 1, "x"))])
         assert engine.sent == []
@@ -477,7 +512,7 @@ async def test_events_to_a_slow_consumer_reach_the_others(monkeypatch, early):
             Outbox, "flush", lambda box: refusals.pop() if refusals and box is slow.outbox else flush(box)
         )
         events = [("joined", "dave"), ("left", "dave")] * 3
-        gateway.tell([told(GroupChanged("#g", "g", "open", "bob", 3, 0, 1, True, tuple(events)))])
+        gateway.tell([told(GroupChanged("#g", "g", "open", "bob", 3, 0, 1, tuple(events)))])
         assert slow.closed
         monkeypatch.setattr(Outbox, "flush", flush)
         for client in (bob, carol):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hongyan.errors import Refused
 from hongyan.ids import END_MS, EPOCH_MS, RESERVE_MS, Snowflake, time_ms
 
 NOW = EPOCH_MS + 50_000_000_000
@@ -40,24 +41,37 @@ def test_ids_ascend_whatever_the_clock_does(moves: list[tuple[int, int]], node: 
             last = id
 
 
-@given(st.lists(st.one_of(steps, near_steps), min_size=2, max_size=4), st.sampled_from([0, 1, 1023]))
-def test_a_restart_is_above_every_id_ever_issued(lives: list[list[tuple[int, int]]], node: int) -> None:
-    mark = 0
+life = st.lists(
+    st.tuples(
+        st.one_of(st.integers(-200_000_000_000, 200_000_000_000), st.integers(-3, 3)),
+        st.sampled_from([1, 2, 4095, 4096, 5000]),
+        st.booleans(),
+    ),
+    max_size=8,
+)
 
-    def reserve(ms: int) -> None:
-        nonlocal mark
-        mark = ms
 
-    last = -1
-    for life in lives:
+@given(st.lists(life, min_size=2, max_size=4), st.sampled_from([0, 1, 1023]))
+def test_a_restart_is_above_every_id_ever_issued(lives: list[list[tuple[int, int, bool]]], node: int) -> None:
+    saved, last = 0, -1
+    for moves in lives:
         clock = Clock()
-        snowflake = Snowflake(node, clock, floor_ms=mark, reserve=reserve)
-        for offset, count in life:
+        snowflake = Snowflake(node, clock, floor_ms=saved, mark_ms=0)
+        for offset, count, disk in moves:
             clock.ms = NOW + offset
+            mark = snowflake.to_reserve()
+            if disk and mark:
+                saved = mark
+                snowflake.extend(mark)
+            envelope = snowflake.envelope()
             for _ in range(count):
-                id = snowflake.next()
+                try:
+                    id = snowflake.next()
+                except Refused:
+                    break
                 assert id > last
-                assert time_ms(id) < mark, "an id left that the mark does not cover"
+                assert id != envelope
+                assert time_ms(id) < saved, "an id left that the mark does not cover"
                 last = id
 
 
@@ -80,30 +94,43 @@ def test_past_4096_in_a_millisecond_the_next_is_borrowed() -> None:
     assert time_ms(ids[4096]) == NOW + 1
 
 
-def test_the_mark_is_reserved_a_second_ahead_and_seldom() -> None:
+def test_the_mark_is_kept_ahead_and_seldom_saved() -> None:
     clock, marks = Clock(), list[int]()
-    snowflake = Snowflake(1, clock, reserve=marks.append)
-    for ms in range(RESERVE_MS):
-        clock.ms = NOW + ms
+    snowflake = Snowflake(1, clock, mark_ms=0)
+    for second in range(60):
+        clock.ms = NOW + 1000 * second
+        if mark := snowflake.to_reserve():
+            marks.append(mark)
+            snowflake.extend(mark)
+        assert time_ms(snowflake.next()) == clock.ms
+    assert marks == [NOW + RESERVE_MS, NOW + 31_000 + RESERVE_MS]
+
+
+def test_while_no_mark_can_be_saved_ids_go_on_with_what_is_reserved() -> None:
+    clock = Clock()
+    snowflake = Snowflake(1, clock, mark_ms=NOW + 3)
+    clock.ms = NOW + 1
+    ids = [snowflake.next()]
+    clock.ms = NOW + RESERVE_MS  # past the mark
+    with pytest.raises(Refused, match="unavailable"):
+        while True:
+            ids.append(snowflake.next())
+    assert len(ids) == 2 * 4096
+    assert ids == sorted(set(ids))
+    assert time_ms(ids[-1]) == NOW + 2
+    snowflake.extend(snowflake.to_reserve())
+    assert time_ms(snowflake.next()) == clock.ms
+
+
+def test_what_names_nothing_stored_needs_no_mark() -> None:
+    clock = Clock()
+    snowflake = Snowflake(1, clock, mark_ms=0)
+    ids = [snowflake.envelope() for _ in range(5000)]
+    assert ids == sorted(set(ids))
+    with pytest.raises(Refused):
         snowflake.next()
-    assert marks == [NOW + RESERVE_MS]
-    clock.ms = NOW + RESERVE_MS
-    snowflake.next()
-    assert marks == [NOW + RESERVE_MS, NOW + 2 * RESERVE_MS]
-
-
-def test_an_id_is_not_issued_where_its_mark_could_not_be_kept() -> None:
-    fails = True
-
-    def reserve(ms: int) -> None:
-        if fails:
-            raise OSError("no")
-
-    snowflake = Snowflake(1, Clock(), reserve=reserve)
-    with pytest.raises(OSError, match="no"):
-        snowflake.next()
-    fails = False
-    assert time_ms(snowflake.next()) == NOW
+    snowflake.extend(snowflake.to_reserve())
+    assert snowflake.next() > ids[-1]
 
 
 @given(st.integers(-5000, 5000), st.integers(0, 5000))
@@ -125,8 +152,11 @@ def test_a_clock_past_the_41_bits_is_refused() -> None:
     snowflake = Snowflake(1023, clock)
     assert snowflake.next() < 1 << 63
     clock.ms = END_MS
+    for _ in range(4095):
+        assert snowflake.next() < 1 << 63
     with pytest.raises(OverflowError):
         snowflake.next()
+    assert snowflake.envelope() < 1 << 63
 
 
 @pytest.mark.parametrize("node", [-1, 1024])

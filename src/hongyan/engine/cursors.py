@@ -80,8 +80,8 @@ class CursorQueue:
                 seen = [(*owner, self._seen.pop(owner)) for owner in batch if owner in self._seen]
                 if not acks and not seen:
                     continue
-                record = Cursors(self._new_id(), now, acks, seen)
                 try:
+                    record = Cursors(self._new_id(), now, acks, seen)
                     await self._submit(record, ENTRY_WEIGHT * (len(acks) + len(seen)))
                 except BaseException:  # cancelled, too: it may be written, and again does no harm
                     self._take_back(seen)

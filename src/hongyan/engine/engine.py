@@ -15,7 +15,7 @@ from hongyan.engine.recovery import Recovered, recover
 from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.engine.window import Window
-from hongyan.errors import Refused, WireError, refused
+from hongyan.errors import Refused, Unavailable, WireError, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
 from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
@@ -27,9 +27,11 @@ from hongyan.throttle import Throttle
 
 TICK_S = 0.1
 
+_LIMITS = {"group_full": "max_group_members", "limit_exceeded": "max_groups"}  # of a change of groups
+
 
 class Engine:
-    """One per process. `start` recovers and opens for work, `close` commits what was admitted."""
+    """One per process. `recover`, `open_window` and `start` in this order; `close` commits what was admitted."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Engine:
         self._logging_in: dict[str, dict[int, str]] = {}  # user -> session number -> device
         # user -> the newest Login record that is not decided: it may forget a device that comes back meanwhile
         self._undecided: dict[str, int] = {}
+        self._logging_in_of: dict[int, str] = {}  # session number -> user
         self._cursors = CursorQueue(self._committer.submit, snowflake.next)
         self._reader = Reader(store, self._cursors.acked, monotonic_ms)
         self._presence = Presence(
@@ -81,6 +84,37 @@ class Engine:
         self._committer.last_log_ms = found.last_log_ms
         return found
 
+    async def open_window(self) -> None:
+        """Have the settings' duplicate window hold from here on. Between `recover` and `start`; where the disk is
+        full, the next checkpoint does it."""
+        if not self._window_is_stale:
+            return
+        log_ms = max(self._now_ms(), self._committer.last_log_ms)
+        try:
+            entry = await self._journal.append([self._window_record()], log_ms)
+        except (Unavailable, Refused):
+            return
+        self._committer.last_log_ms = log_ms
+        self._committer.fold(entry)
+
+    @property
+    def _window_is_stale(self) -> bool:
+        """No record states the figures, or others are due; or stating them again lets the journal be trimmed further: up to
+        it, or because log time, on which the window runs, goes on only with records."""
+        window, due = self._window, (self._settings.dedup_window_ms, self._settings.dedup_window_messages)
+        return (
+            not window.newest_note
+            or not window.holds(*due)
+            or self._journal.last > window.newest_note
+            or window.has_passed(self._now_ms())
+        )
+
+    def _window_record(self) -> records.DedupWindow:
+        settings = self._settings
+        return records.DedupWindow(
+            self._snowflake.next(), self._now_ms(), settings.dedup_window_ms, settings.dedup_window_messages,
+        )  # fmt: skip
+
     def start(self, gateway: GatewayApi) -> None:
         self._committer.gateway = gateway
         self._gateway = gateway
@@ -97,10 +131,6 @@ class Engine:
     def pending_bytes(self) -> int:
         """Admitted and not yet durable."""
         return self._committer.pending_bytes
-
-    async def drain(self) -> None:
-        """Wait until everything admitted has been told."""
-        await self._committer.drain()
 
     async def close(self) -> None:
         """Write cursors, commit what was admitted, stop. The journal and store stay open."""
@@ -150,12 +180,17 @@ class Engine:
         After a crash the store stands at `offset` or later, and the window is rebuilt as it was there. So
         what it needs is asked before the store is synced: meanwhile it moves on, and needs less.
         """
+        if self._window_is_stale:
+            try:
+                await self._committer.submit(self._window_record())
+            except Refused:  # a full disk: trim by the records there are
+                pass
         offset, needed = self._store.offset, self._window.oldest_offset(self._committer.last_log_ms)
         if self._safe < offset:
             self._safe = await self._store.sync()
             if self._safe < offset:  # a full disk; at what is safe the window reached further back
                 return
-        upto = offset if needed is None else min(offset, needed - 1)
+        upto = self._window.trimmable(offset if needed is None else min(offset, needed - 1))
         if upto >= self._journal.first:
             await self._journal.trim(upto)
 
@@ -179,10 +214,12 @@ class Engine:
             if len(self._sessions.devices(user)) + len(others) >= self._settings.max_devices_online:
                 if not logging_in:
                     del self._logging_in[user]
+                self._counters.hit("max_devices_online")
                 raise refused(
                     "limit_exceeded", f"{self._settings.max_devices_online} devices are online already"
                 )
         logging_in[session] = device
+        self._logging_in_of[session] = user
         try:
             row = self._store.user(user)
             if row is None or device not in row.devices or user in self._undecided:
@@ -194,9 +231,7 @@ class Engine:
                 raise refused("unavailable", "the device was forgotten meanwhile")
             number = row.devices[device].number
         finally:
-            logging_in.pop(session, None)
-            if not logging_in:
-                self._logging_in.pop(user, None)
+            self._stop_logging_in(session)
         return self._enter(session, user, device, number)
 
     async def _remember(self, user: str, device: str, platform: str) -> None:
@@ -206,6 +241,8 @@ class Engine:
         try:
             in_use = self._in_use(user)
             if (row := self._store.user(user)) is not None:
+                if device not in row.devices and len(row.devices) >= self._settings.max_devices:
+                    self._counters.hit("max_devices")  # one will be forgotten
                 await self._cursors.flush_user(user, row.devices, self._now_ms())
                 in_use |= self._in_use(user)
             in_use.discard(device)
@@ -231,7 +268,7 @@ class Engine:
         return {*self._sessions.devices(user), *self._logging_in.get(user, {}).values()}
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
-        new = Session(session, user, device, device_number, str(self._snowflake.next()))
+        new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
         old = self._sessions.of(user, device)
         was_online = self._sessions.online(user)
         if old is not None:
@@ -256,15 +293,22 @@ class Engine:
 
     def logout(self, session: int) -> None:
         gone = self._sessions.get(session)
-        if gone is None:  # at most one that is still logging in; only then is that table walked
-            for logging_in in self._logging_in.values():
-                logging_in.pop(session, None)
+        if gone is None:
+            self._stop_logging_in(session)
             return
         self._presence.forget(gone)
         self._sessions.remove(gone)
         self._cursors.seen(gone.user, gone.device, self._now_ms())
         if not self._sessions.online(gone.user):
             self._presence.went(gone.user, self._monotonic_ms(), self._now_ms())
+
+    def _stop_logging_in(self, session: int) -> None:
+        user = self._logging_in_of.pop(session, "")
+        logging_in = self._logging_in.get(user)
+        if logging_in is not None:
+            logging_in.pop(session, None)
+            if not logging_in:
+                del self._logging_in[user]
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -358,11 +402,13 @@ class Engine:
         """Raise Refused `rate_limited` past the limit; a refusal does not count."""
         wait = throttle.take(key)
         if wait:
-            self._counters.limit_hits[limit] = self._counters.limit_hits.get(limit, 0) + 1
+            self._counters.hit(limit)
             raise refused("rate_limited", f"too many {what}", retry_after_ms=int(wait * 1000) + 1)
 
     async def _change(self, record: records.Record) -> GroupChanged:
         outcome = await self._committer.submit(record)
+        if isinstance(outcome, Rejected) and outcome.code in _LIMITS:
+            self._counters.hit(_LIMITS[outcome.code])
         _raise_rejected(outcome)
         assert isinstance(outcome, GroupChanged)
         return outcome
@@ -383,7 +429,12 @@ class Engine:
     def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
-        return self._presence.ask(self._session(session), users, subscribe)
+        try:
+            return self._presence.ask(self._session(session), users, subscribe)
+        except Refused as refusal:
+            if refusal.error.code == "limit_exceeded":
+                self._counters.hit("max_presence_subscriptions")
+            raise
 
 
 def _raise_rejected(outcome: Outcome) -> None:

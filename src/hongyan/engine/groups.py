@@ -39,11 +39,10 @@ def _answer(
     group: Conversation,
     row: Membership | None,
     events: tuple[Event, ...] = (),
-    changed: bool = False,
 ) -> GroupChanged:
     first_seq = row.first_seq if row is not None and row.position else 0
     return GroupChanged(
-        name, group.name, group.join, group.owner, group.members, group.last_seq, first_seq, changed, events
+        name, group.name, group.join, group.owner, group.members, group.last_seq, first_seq, events
     )
 
 
@@ -62,7 +61,7 @@ def _enter(state: Overlay, name: str, group: Conversation, user_id: str, user: U
     changes.memberships[user_id, name] = row
     changes.members[name, position] = user_id
     changes.users[user_id] = msgspec.structs.replace(user, groups=user.groups + 1)
-    return _answer(name, group, row, events, True)
+    return _answer(name, group, row, events)
 
 
 def _create(state: Overlay, record: records.CreateGroup) -> Outcome:
@@ -116,7 +115,7 @@ def _leave(state: Overlay, record: records.Leave, group: Conversation) -> Outcom
             events += (("owner", owner),)
     group = msgspec.structs.replace(group, owner=owner, members=group.members - 1)
     changes.conversations[record.group] = group
-    return _answer(record.group, group, None, events, True)
+    return _answer(record.group, group, None, events)
 
 
 def _invite(state: Overlay, record: records.Invite, group: Conversation) -> Outcome:
@@ -131,4 +130,4 @@ def _invite(state: Overlay, record: records.Invite, group: Conversation) -> Outc
         if state.membership(user, record.group) is None:
             state.changes.memberships[user, record.group] = Membership(0, record.at, 0)
             events.append(("invited", user))
-    return _answer(record.group, group, inviter, tuple(events), bool(events))
+    return _answer(record.group, group, inviter, tuple(events))

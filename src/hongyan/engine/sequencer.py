@@ -80,6 +80,7 @@ class Sequencer:
         self._view = view
         self._window = window
         self._state = Overlay(view)
+        self._first = 0  # offset of the batch being folded
 
     @property
     def changes(self) -> Changes:
@@ -89,6 +90,7 @@ class Sequencer:
     def fold(self, batch: Sequence[records.Record], first: int, log_ms: int) -> list[Outcome]:
         """Fold the records with the offsets from `first` on; one outcome each."""
         state = self._state = Overlay(self._view)
+        self._first = first
         self._window.forget(log_ms)
         changes, recent, stored = state.changes, self._window.entries, self._view.conversation
         conversations, messages, new = changes.conversations, changes.messages, changes.sent
@@ -136,6 +138,8 @@ class Sequencer:
                 if sent is not None and sent.id == record.id:
                     self._window.entries[key] = sent
                     keys.append(key)
+            elif type(record) is records.DedupWindow:
+                self._window.resize(record.span_ms, record.limit, first)
         self._window.close_batch(keys, log_ms, first)
 
     def _other(self, record: records.Record) -> Outcome:
@@ -145,6 +149,9 @@ class Sequencer:
             return _login(self._state, record)
         if isinstance(record, records.Register):
             return _register(self._state, record)
+        if isinstance(record, records.DedupWindow):
+            self._window.resize(record.span_ms, record.limit, self._first)
+            return Done()
         return groups.fold(self._state, record)  # type: ignore[arg-type]
 
     def _group_send(self, record: records.Send, group: Conversation | None) -> Rejected | None:

@@ -22,13 +22,14 @@ class Window:
     forgetting. A key is in one batch at most, because a message that is found is not added again.
     """
 
-    __slots__ = ("_batches", "_limit", "_span_ms", "entries")
+    __slots__ = ("_batches", "_limit", "_notes", "_span_ms", "entries")
 
     def __init__(self, span_ms: int, limit: int) -> None:
         self.entries: dict[Key, Sent] = {}
         self._batches: deque[tuple[int, int, list[Key]]] = deque()  # log time, first offset, keys
         self._span_ms = span_ms
         self._limit = limit
+        self._notes: deque[int] = deque()  # where batches with a DedupWindow record begin
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -53,6 +54,31 @@ class Window:
         """Forget what `log_ms` (the newest record's) has passed; the oldest offset still needed, if any."""
         self.forget(log_ms)
         return self._batches[0][1] if self._batches else None
+
+    def resize(self, span_ms: int, limit: int, offset: int) -> None:
+        """A DedupWindow record, in the batch that begins at `offset`. What is forgotten stays forgotten."""
+        self._span_ms = span_ms
+        self._limit = limit
+        self._notes.append(offset)
+
+    def holds(self, span_ms: int, limit: int) -> bool:
+        return (self._span_ms, self._limit) == (span_ms, limit)
+
+    def has_passed(self, now_ms: int) -> bool:
+        """Whether a record of `now_ms` would let the window forget something."""
+        return bool(self._batches) and now_ms - self._batches[0][0] > self._span_ms
+
+    @property
+    def newest_note(self) -> int:
+        """Where the batch of the newest DedupWindow record begins; 0: there is none."""
+        return self._notes[-1] if self._notes else 0
+
+    def trimmable(self, upto: int) -> int:
+        """The last offset, `upto` at most, that the journal may forget and still begin with a note."""
+        notes = self._notes
+        while len(notes) > 1 and notes[1] <= upto + 1:
+            notes.popleft()
+        return notes[0] - 1 if notes and notes[0] <= upto + 1 else 0
 
     def _forget_oldest(self) -> None:
         entries = self.entries

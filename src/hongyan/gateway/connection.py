@@ -339,13 +339,13 @@ class Connection(FrameListener):
 
     def frame(self, kind: str, data: dict[str, Any]) -> bytes:
         gateway = self.gateway
-        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.next()))
+        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.envelope()))
 
     def error_frame(self, error: WireError, ref: str | None) -> bytes:
         gateway = self.gateway
         errors = gateway.counters.errors
         errors[error.code] = errors.get(error.code, 0) + 1
-        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.next()))
+        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.envelope()))
 
     def push(self, frame: bytes) -> None:
         if not self.closed and not self.outbox.write(frame):
@@ -354,12 +354,25 @@ class Connection(FrameListener):
     def write_error(self, error: WireError, ref: str | None) -> None:
         self.push(self.error_frame(error, ref))
 
+    @property
+    def backlog(self) -> int:
+        return self.outbox.backlog
+
     def too_slow(self) -> None:
         if not self.closed:
             self.gateway.counters.slow_consumers += 1
-            self.close(frames.TOO_SLOW, "outbound buffer full", flush=False)
+            super().too_slow()
 
     # deadlines, the end
+
+    def end(self, close_frame: bytes, flush: bool = True) -> None:
+        if not self.closed:
+            code = frames.close_code(close_frame)
+            closes = self.gateway.counters.closes
+            closes[str(code)] = closes.get(str(code), 0) + 1
+            if code == frames.TOO_BIG:
+                self.gateway.counters.hit("max_frame_bytes")
+        super().end(close_frame, flush)
 
     def _silence_deadline(self) -> float:
         return self.last_seen + 2 * self.gateway.settings.heartbeat_interval_ms / 1000

@@ -92,11 +92,14 @@ class Fanout:
         self.answered()
 
     def refuse(self, sends: Sequence[tuple[int, str]], error: WireError) -> None:
+        self.in_flight -= len(sends)
         for session, ref in sends:
-            self.in_flight -= 1
             connection = self.sessions.get(session)
             if connection is not None:
-                self._push(connection, connection.error_frame(error, ref))
+                try:
+                    self._push(connection, connection.error_frame(error, ref))
+                except Exception:
+                    log.exception("cannot refuse a send", session=session)
         self._flush()
         self.answered()
 
@@ -104,12 +107,19 @@ class Fanout:
         connection = self.sessions.get(session)
         if connection is not None:
             self.counters.replaced += 1
-            connection.close(frames.REPLACED, "replaced by a newer login of this device")
+            try:
+                connection.close(frames.REPLACED, "replaced by a newer login of this device")
+            except Exception:
+                log.exception("cannot close a connection", session=session)
+                connection.wire.abort()
 
-    def presence(self, session: int, states: Mapping[str, PresenceState]) -> None:
-        connection = self.sessions.get(session)
-        if connection is not None:
-            connection.push(connection.frame("presence", {"states": presence_data(states)}))
+    def presence(self, sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        to = [connection for session in sessions if (connection := self.sessions.get(session)) is not None]
+        try:
+            self._broadcast(to, "presence", {"states": presence_data(states)})
+        except Exception:
+            log.exception("cannot tell of presence")
+        self._flush()
 
     def answered(self) -> None:
         """Called when sends have been answered (a drain may wait for the last)."""
@@ -207,7 +217,7 @@ class Fanout:
 
     def _broadcast(self, to: Iterable[Connection], kind: str, data: dict[str, Any]) -> None:
         variants: dict[bool, bytes] = {}
-        at, number = self.now_ms(), self.snowflake.next()
+        at, number = self.now_ms(), self.snowflake.envelope()
         for connection in to:
             codec = connection.codec
             frame = variants.get(codec.binary)

@@ -11,8 +11,6 @@ from struct import pack
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
-NORMAL = 1000
-GOING_AWAY = 1001
 PROTOCOL_ERROR = 1002
 INVALID_TEXT = 1007
 POLICY = 1008
@@ -71,6 +69,11 @@ def encode_close(code: int | None, reason: str = "") -> bytes:
         return encode(CLOSE, b"")
     body = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
     return encode(CLOSE, pack("!H", code) + body)
+
+
+def close_code(frame: bytes) -> int | None:
+    """The code in a close frame of `encode_close`."""
+    return int.from_bytes(frame[2:4], "big") if len(frame) >= 4 else None
 
 
 def decode_close(payload: bytes) -> int | None:

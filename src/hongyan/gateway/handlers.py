@@ -37,7 +37,7 @@ def _data(ref: str | None, data: dict[str, Any]) -> dict[str, Any]:
 
 def _payload(connection: Connection, kind: str, ref: str | None, data: dict[str, Any]) -> bytes:
     gateway = connection.gateway
-    return connection.codec.envelope(kind, _data(ref, data), gateway.now_ms(), gateway.snowflake.next())
+    return connection.codec.envelope(kind, _data(ref, data), gateway.now_ms(), gateway.snowflake.envelope())
 
 
 def _item(connection: Connection, item: Item) -> Any:

@@ -26,12 +26,13 @@ class Wheel:
     """Buckets of a tenth of a second. A deadline that moves is looked at when the old one comes, so a
     frame costs an assignment and no timer. `now` is the time of the last turn, in monotonic seconds."""
 
-    __slots__ = ("_buckets", "_handle", "_loop", "_monotonic", "_slowed", "_tick", "now")
+    __slots__ = ("_buckets", "_handle", "_loop", "_monotonic", "_slowed", "_tick", "each_turn", "now")
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._buckets: dict[int, set[Timed]] = {}
         self._slowed: dict[Callable[[], None], float] = {}
+        self.each_turn: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self.now = monotonic()
@@ -84,12 +85,21 @@ class Wheel:
                     deadline = now + 1
                 if deadline is not None:
                     self.schedule(timed, deadline)
-        if self._slowed:
-            for resume in [resume for resume, until in self._slowed.items() if until <= now]:
-                del self._slowed[resume]
-                resume()
+        for resume in [resume for resume, until in self._slowed.items() if until <= now]:
+            self._slowed.pop(resume, None)  # one resumed before may have ended this one
+            _guarded(resume)
+        _guarded(self.each_turn)
 
     def _turn(self) -> None:
-        self.turn()
-        if self._loop is not None:
-            self._handle = self._loop.call_later(TICK_S, self._turn)
+        try:
+            self.turn()
+        finally:  # whatever failed: without the next turn no deadline of any connection would come
+            if self._loop is not None:
+                self._handle = self._loop.call_later(TICK_S, self._turn)
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        log.exception("a turn of the wheel failed")

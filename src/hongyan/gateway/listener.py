@@ -51,6 +51,15 @@ class FrameListener(WSListener):
         self.wire.listener = self
         self._ws = transport
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer."""
+        return self.wire.transport.get_write_buffer_size()
+
+    def too_slow(self) -> None:
+        """The peer does not take what waits for it."""
+        self.close(frames.TOO_SLOW, "outbound buffer full", flush=False)
+
     def violated(self, close_frame: bytes) -> None:
         """picows found the framing broken, and this close frame says how. It reads a frame ahead: where
         the peer's close frame came before, that one is still to be delivered and is what counts."""

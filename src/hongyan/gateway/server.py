@@ -7,14 +7,16 @@ import itertools
 import random
 import socket
 from collections.abc import Callable, Coroutine
-from ipaddress import ip_address, ip_network
 from typing import Any, Protocol
 
 import structlog
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
+from hongyan import address as addresses
+from hongyan.accept import Acceptor, listen
 from hongyan.config import Settings
 from hongyan.gateway import frames
+from hongyan.gateway.budget import Budget
 from hongyan.gateway.connection import Connection, State
 from hongyan.gateway.fanout import Fanout
 from hongyan.gateway.heartbeat import Wheel
@@ -27,7 +29,6 @@ from hongyan.protocol.codec import JSON, SUBPROTOCOLS, Codec
 
 PATH = "/ws"
 HANDSHAKE_S = 10.0
-BACKLOG = 4096
 # Bounds the kernel's memory a connection, and with it how far picows' read buffer (which never shrinks)
 # grows while a peer floods.
 RECEIVE_BUFFER_BYTES = 64 * 1024
@@ -55,8 +56,10 @@ class Gateway(Fanout):
 
     def __init__(
         self, settings: Settings, engine: EngineApi | None, verifier: Verifier, snowflake: Snowflake,
-        counters: Counters, now_ms: Callable[[], int], monotonic: Callable[[], float],
+        counters: Counters, now_ms: Callable[[], int], monotonic: Callable[[], float], *,
+        max_connections: int = 1_000_000,
     ) -> None:  # fmt: skip
+        """`max_connections`: TCP connections at a time, whatever they have come to."""
         super().__init__(settings.group_event_max_members, snowflake, counters, now_ms)
         if engine is not None:
             self.engine = engine
@@ -64,14 +67,22 @@ class Gateway(Fanout):
         self.verifier = verifier
         self.monotonic = monotonic
         self.wheel = Wheel(monotonic)
+        self.budget = Budget(
+            settings.max_outbound_bytes, self._wires, lambda: counters.hit("max_outbound_bytes")
+        )
+        self.wheel.each_turn = self._look
         self.failed_logins = FailedLogins(settings.failed_logins_per_minute)
         self.draining = False
         self.next_session = itertools.count(1).__next__
-        self._trusted = [ip_network(str(network), strict=False) for network in settings.trusted_proxies]
-        self._server: asyncio.Server | None = None
-        self._protocols: set[WireProtocol] = set()
+        self._max_connections = max_connections
+        # Where descriptors are few, those who have logged in keep half of them, and no address gets the rest.
+        self._max_strangers = min(settings.max_unauthenticated, max(max_connections // 2, 1))
+        self._max_strangers_of_one = min(
+            settings.max_unauthenticated_per_address, max(max_connections // 8, 1)
+        )
+        self._acceptor: Acceptor | None = None
         self._strangers: dict[str, int] = {}  # address -> connections not logged in
-        self._counted: dict[Wire, str] = {}
+        self._counted: dict[Wire | WireProtocol, str] = {}  # a protocol until it has its wire
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()  # while draining: everything admitted has been answered
         self._empty = asyncio.Event()  # while draining: no connection is left
@@ -79,10 +90,9 @@ class Gateway(Fanout):
     @property
     def port(self) -> int:
         """The bound port."""
-        if self._server is None:
+        if self._acceptor is None:
             raise RuntimeError("the gateway is not listening")
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        return self._acceptor.port
 
     @property
     def session_count(self) -> int:
@@ -91,37 +101,55 @@ class Gateway(Fanout):
 
     async def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
-        settings = self.settings
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            self._protocol, settings.host, settings.port, backlog=BACKLOG, start_serving=False
-        )
-        for listener in self._server.sockets:
+        sockets = listen(self.settings.host, self.settings.port, "WebSockets")
+        for listener in sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        await self._server.start_serving()
+        self._acceptor = Acceptor(sockets, self._protocol, self._admit, self._gone)
+        self._acceptor.start()
         self.wheel.start()
 
     # handshake
 
-    def _protocol(self) -> WireProtocol:
-        return WireProtocol(
+    def _protocol(self, address: str) -> WireProtocol:
+        protocol = WireProtocol(
             self._accept, self._opened, self._gone, self.wheel, HANDSHAKE_S, self.settings.max_frame_bytes
         )
+        self._count(protocol, address)
+        return protocol
+
+    def _admit(self, address: str) -> bool:
+        """Whether a connection from `address` is taken at all. Those past the limits of strangers are told
+        503, but not without end: past twice as many they are closed before a word."""
+        assert self._acceptor is not None
+        if len(self._acceptor.open) >= self._max_connections:
+            limit = "max_connections"
+        elif len(self._counted) >= 2 * self._max_strangers:
+            limit = "max_unauthenticated"
+        elif self._strangers.get(address, 0) >= 2 * self._max_strangers_of_one and not addresses.trusted(
+            address, self.settings.trusted_proxies
+        ):
+            limit = "max_unauthenticated_per_address"
+        else:
+            return True
+        self.counters.connections_refused += 1
+        self.counters.hit(limit)
+        return False
 
     def _opened(self, protocol: WireProtocol) -> None:
         assert protocol.wire is not None
-        self._protocols.add(protocol)
-        strangers = len(self._counted)
-        if self.draining or strangers >= 2 * self.settings.max_unauthenticated:
-            protocol.wire.abort()  # those past the total are told 503, but not without end
+        self._uncount(protocol)
+        if self.draining:
+            protocol.wire.abort()
             return
         self._count(protocol.wire, protocol.wire.address)
 
     def _gone(self, protocol: WireProtocol) -> None:
-        self._protocols.discard(protocol)
+        assert self._acceptor is not None
+        self._acceptor.gone(protocol)
+        self._uncount(protocol)
         if protocol.wire is not None:
             self._uncount(protocol.wire)
-        if self.draining and not self._protocols:
+        if self.draining and not self._acceptor.open:
             self._empty.set()
 
     def _accept(self, wire: Wire, request: WSUpgradeRequest) -> Any:
@@ -129,14 +157,14 @@ class Gateway(Fanout):
         headers = request.headers
         if request.path.partition(b"?")[0] != PATH.encode():
             return _refusal(404, b"not found: the WebSocket is at /ws\n")
-        address = self._address(wire, headers)
+        forwarded_for = headers.getall("X-Forwarded-For", [])
+        address = addresses.sender(wire.address, forwarded_for, self.settings.trusted_proxies)
         self._uncount(wire)
-        if (
-            self.draining
-            or len(self._counted) >= self.settings.max_unauthenticated
-            or self._strangers.get(address, 0) >= self.settings.max_unauthenticated_per_address
-        ):
+        total = len(self._counted) >= self._max_strangers
+        if self.draining or total or self._strangers.get(address, 0) >= self._max_strangers_of_one:
             self.counters.handshakes_refused += 1
+            if not self.draining:
+                self.counters.hit("max_unauthenticated" if total else "max_unauthenticated_per_address")
             return _refusal(503, b"too many connections that have not logged in\n", {"Retry-After": "5"})
         self._count(wire, address)
         if "upgrade" in _tokens(headers.getall("Connection", [])):
@@ -162,34 +190,11 @@ class Gateway(Fanout):
                 return SUBPROTOCOLS[name], {"Sec-WebSocket-Protocol": name}
         return None, {}
 
-    def _address(self, wire: Wire, headers: Any) -> str:
-        """The peer, or the last of `X-Forwarded-For` that no trusted proxy stands for: what is left of
-        that, anyone could have written."""
-        address = wire.address
-        if not self._trusted:
-            return address
-        hops = [hop.strip() for line in headers.getall("X-Forwarded-For", []) for hop in line.split(",")]
-        while hops and self._is_trusted(address):
-            hop = hops.pop()
-            try:
-                ip_address(hop)
-            except ValueError:
-                break
-            address = hop
-        return address
-
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            ip = ip_address(address)
-        except ValueError:
-            return False
-        return any(ip in network for network in self._trusted)
-
-    def _count(self, wire: Wire, address: str) -> None:
+    def _count(self, wire: Wire | WireProtocol, address: str) -> None:
         self._counted[wire] = address
         self._strangers[address] = self._strangers.get(address, 0) + 1
 
-    def _uncount(self, wire: Wire) -> None:
+    def _uncount(self, wire: Wire | WireProtocol) -> None:
         address = self._counted.pop(wire, None)
         if address is not None:
             self._strangers[address] -= 1
@@ -218,6 +223,14 @@ class Gateway(Fanout):
         if connection.user:
             self.engine.logout(connection.session)
 
+    def _wires(self) -> list[Wire]:
+        opened = self._acceptor.open if self._acceptor is not None else ()
+        return [protocol.wire for protocol in opened if protocol.wire is not None]
+
+    def _look(self) -> None:
+        self.budget.tick()
+        self.counters.outbound_bytes = self.budget.waiting
+
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """A task for a request that waits; there is at most one a connection."""
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -239,11 +252,11 @@ class Gateway(Fanout):
     async def drain(self, deadline_s: float = 10.0) -> None:
         """Refuse new connections, answer what was admitted, close each with 1012 and a spread-out delay,
         all within `deadline_s`; what is left then is aborted. Idempotent."""
-        if self._server is None or self.draining:
+        if self._acceptor is None or self.draining:
             return
         self.draining = True
         end = self.monotonic() + deadline_s
-        self._server.close()
+        self._acceptor.close()
         for connection in tuple(self.sessions.values()):
             connection.stop_reading()
         self.answered()
@@ -252,12 +265,12 @@ class Gateway(Fanout):
         for connection in tuple(self.sessions.values()):
             delay = 200 + random.randrange(spread_ms)
             connection.close(frames.RESTART, f"retry_after_ms={delay}")
-        for protocol in tuple(self._protocols):
+        for protocol in tuple(self._acceptor.open):
             if protocol.wire is not None and protocol.wire.listener is None:
                 protocol.wire.finish(None)
-        if self._protocols:
+        if self._acceptor.open:
             await _within(self._empty.wait(), end - self.monotonic(), "connections did not end by themselves")
-        for protocol in tuple(self._protocols):
+        for protocol in tuple(self._acceptor.open):
             if protocol.wire is not None:
                 protocol.wire.abort()
         for task in tuple(self._tasks):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from picows import WSAutoPingStrategy, WSUpgradeRequest
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
+from hongyan.address import peer as plain_peer
 from hongyan.gateway.frames import CLOSE
 from hongyan.gateway.heartbeat import Wheel
 
@@ -71,7 +72,7 @@ class Wire:
 
     def __init__(self, transport: asyncio.Transport, lost: Lost, wheel: Wheel, deadline: float) -> None:
         peer = transport.get_extra_info("peername")
-        self.address: str = peer[0] if isinstance(peer, tuple) else ""
+        self.address: str = plain_peer(peer[0]) if isinstance(peer, tuple) else ""
         self.listener: FrameListener | None = None
         self.finished = False
         self.wheel = wheel
@@ -83,6 +84,20 @@ class Wire:
     @property
     def transport(self) -> asyncio.Transport:
         return self._transport
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer, also behind a close frame that it has not read."""
+        if self.finished or self.listener is None:
+            return self._transport.get_write_buffer_size()
+        return self.listener.backlog
+
+    def too_slow(self) -> None:
+        """Close with 4430; one that is closing and still takes nothing is aborted."""
+        if self.finished or self.listener is None:
+            self.abort()
+        else:
+            self.listener.too_slow()
 
     def finish(self, close_frame: bytes | None) -> None:
         """Send `close_frame` and end the stream; abort after `LINGER_S`. Idempotent."""

@@ -1,11 +1,9 @@
-"""What a request brings: its JSON object, read within a size and a time, and who sent it."""
+"""What a request brings: its JSON object, read within a size and a time."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -78,29 +76,3 @@ async def _drain(request: Request) -> None:
 
 def _no_json(name: str) -> NoReturn:
     raise ValueError(name)  # NaN and Infinity, which Python's json would take
-
-
-def client_address(request: Request, proxies: Sequence[IPv4Network | IPv6Network]) -> str:
-    """The peer; or, behind configured proxies, the last of `X-Forwarded-For` that none of them stands
-    for: what is left of it anybody can write."""
-    address = request.client.host if request.client is not None else ""
-    forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
-    hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-    try:
-        while _trusted(address, proxies) and hops:
-            address = _plain(hops.pop())
-    except ValueError:  # a hop that is no address: whoever sent it is as far as we can see
-        pass
-    return address
-
-
-def _trusted(address: str, proxies: Sequence[IPv4Network | IPv6Network]) -> bool:
-    return bool(proxies) and any(ip_address(_plain(address)) in network for network in proxies)
-
-
-def _plain(address: str) -> str:
-    """One spelling an address; an IPv4 address stays one on a socket for both."""
-    parsed = ip_address(address)
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(parsed)

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from hongyan import address
 from hongyan.auth import TokenSigner
 from hongyan.config import Settings
-from hongyan.errors import refused
+from hongyan.errors import Refused, refused
 from hongyan.http.accounts import Accounts
-from hongyan.http.body import BODY_TIMEOUT_S, client_address, json_object
-from hongyan.http.problem import answering, on_http_exception
+from hongyan.http.body import BODY_TIMEOUT_S, json_object
+from hongyan.http.problem import Endpoint, answering, on_http_exception
 from hongyan.metrics import CONTENT_TYPE, Counters
 from hongyan.passwords import Passwords, check_password
 from hongyan.protocol.names import is_id, is_reserved
@@ -40,7 +41,7 @@ class AccountRoutes:
 
     async def register(self, request: Request) -> Response:
         # Before the body is read: the limit is on attempts, and names are guessed by attempts.
-        wait = self._registrations.take(client_address(request, self._settings.trusted_proxies))
+        wait = self._registrations.take(self._address(request))
         if wait:
             raise self._throttled(
                 "registrations_per_minute", "too many registrations from this address", wait
@@ -54,7 +55,7 @@ class AccountRoutes:
 
     async def login(self, request: Request) -> Response:
         user, password = await self._credentials(request)
-        key = (client_address(request, self._settings.trusted_proxies), user)
+        key = (self._address(request), user)
         # Counted before the check and given back after it, so that guesses sent all at once count too.
         wait = self._failures.take(key)
         if wait:
@@ -72,8 +73,18 @@ class AccountRoutes:
         self._counters.password_logins += 1
         return self._token(user, 200)
 
+    def _address(self, request: Request) -> str:
+        peer = request.client.host if request.client is not None else ""
+        forwarded_for = request.headers.getlist("x-forwarded-for")
+        return address.sender(peer, forwarded_for, self._settings.trusted_proxies)
+
     async def _credentials(self, request: Request) -> tuple[str, str]:
-        body = await json_object(request, self._body_timeout_s)
+        try:
+            body = await json_object(request, self._body_timeout_s)
+        except Refused as refusal:
+            if refusal.error.code == "too_large":
+                self._counters.hit("http_body_bytes")
+            raise
         user = body.get("user_id")
         if not isinstance(user, str) or not is_id(user) or is_reserved(user):
             text = "a user_id is 1 to 64 of A-Za-z0-9_.- and does not start with hongyan."
@@ -86,14 +97,23 @@ class AccountRoutes:
         return JSONResponse(body, status, {"Cache-Control": "no-store"})
 
     def _throttled(self, limit: str, text: str, wait: float) -> Exception:
-        self._counters.limit_hits[limit] = self._counters.limit_hits.get(limit, 0) + 1
+        self._counters.hit(limit)
         return refused("rate_limited", text, retry_after_ms=int(wait * 1000) + 1)
 
 
 def application(
     accounts: AccountRoutes | None, ready: Callable[[], bool], metrics_text: Callable[[], bytes]
 ) -> Starlette:
-    """The ASGI application. `accounts` None: register and login are not there (404)."""
+    """The ASGI application. `accounts` None: register and login are not there (404); they are refused while
+    not `ready`."""
+
+    def when_ready(endpoint: Endpoint) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            if not ready():
+                raise refused("unavailable", "the server is starting or stopping", retry_after_ms=1000)
+            return await endpoint(request)
+
+        return answering(answer)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -111,8 +131,8 @@ def application(
     ]
     if accounts is not None:
         routes += [
-            Route("/api/v1/auth/register", answering(accounts.register), methods=["POST"]),
-            Route("/api/v1/auth/login", answering(accounts.login), methods=["POST"]),
+            Route("/api/v1/auth/register", when_ready(accounts.register), methods=["POST"]),
+            Route("/api/v1/auth/login", when_ready(accounts.login), methods=["POST"]),
         ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
     app.router.redirect_slashes = False  # a redirect would go where the request's Host header points

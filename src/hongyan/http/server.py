@@ -4,14 +4,13 @@ and in time."""
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
-from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hongyan.accept import Acceptor, listen
 from hongyan.auth import TokenSigner
 from hongyan.config import Settings
 from hongyan.errors import WireError
@@ -23,7 +22,6 @@ from hongyan.metrics import Counters
 from hongyan.passwords import Passwords
 
 MAX_CONNECTIONS = 1000
-STOP_S = 3.0
 _HEAD_BYTES = 16 * 1024
 _KEEP_ALIVE_S = 5
 
@@ -34,18 +32,16 @@ class _Protocol(H11Protocol):
     answer before it, to be over."""
 
     patience_s = 30.0
-    limit = MAX_CONNECTIONS
+    acceptor: Acceptor
     _alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limit:
-            transport.abort()
-            return
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.acceptor.gone(self)
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -72,7 +68,7 @@ class _Protocol(H11Protocol):
 
 
 class HttpServer:
-    """`ready` answers /readyz, `metrics_text` /metrics. `port` is the real one once started."""
+    """`ready` answers /readyz and opens the accounts, `metrics_text` answers /metrics. `port` is the real one once started."""
 
     def __init__(
         self, settings: Settings, accounts: Accounts, signer: TokenSigner, counters: Counters,
@@ -87,60 +83,61 @@ class HttpServer:
         if settings.registration_on:
             routes = AccountRoutes(settings, accounts, signer, counters, self._passwords, body_timeout_s)
         self._app = application(routes, ready, metrics_text)
-        self._protocol = type(
-            "BoundProtocol", (_Protocol,), {"patience_s": patience_s, "limit": max_connections}
-        )
+        self._counters = counters
+        self._patience_s = patience_s
+        self._max_connections = max_connections
         self._server: uvicorn.Server | None = None
-        self._sockets: list[socket.socket] = []
+        self._acceptor: Acceptor | None = None
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Raises OSError, with the address in its text, where it cannot listen."""
         config = uvicorn.Config(
-            self._app, http=self._protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            self._app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, h11_max_incomplete_event_size=_HEAD_BYTES,
             proxy_headers=False,  # it would trust X-Forwarded-For from 127.0.0.1, whatever our settings say
         )  # fmt: skip
         config.load()
-        self._sockets = [_listen(self._host, self.port)]
-        self.port = self._sockets[0].getsockname()[1]
+        sockets = listen(self._host, self.port, "HTTP")
         server = self._server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
-        # `serve` would take over the signals: its three steps are taken one by one.
-        await server.startup(sockets=self._sockets)
+
+        def protocol(address: str) -> _Protocol:
+            made = _Protocol(config, server.server_state, server.lifespan.state)
+            made.acceptor, made.patience_s = acceptor, self._patience_s
+            return made
+
+        acceptor = self._acceptor = Acceptor(sockets, protocol, self._admit)
+        self.port = acceptor.port
+        # `serve` would take over the signals and the listening: its three steps are taken one by one.
+        await server.startup(sockets=[])
+        acceptor.start()
         self._loop = asyncio.get_running_loop().create_task(server.main_loop(), name="http")
 
-    async def stop(self) -> None:
-        """No new connection; what is under way has `STOP_S` seconds. Idempotent; also before `start`."""
+    def _admit(self, address: str) -> bool:
+        assert self._acceptor is not None
+        if len(self._acceptor.open) < self._max_connections:
+            return True
+        self._counters.connections_refused += 1
+        self._counters.hit("http_connections")
+        return False
+
+    async def stop(self, patience_s: float = 3.0) -> None:
+        """No new connection; what is under way has `patience_s`. Idempotent; also before `start`."""
         server, self._server = self._server, None
         if server is not None:
-            await self._shut_down(server)
+            await self._shut_down(server, patience_s)
         self._passwords.close()
 
-    async def _shut_down(self, server: uvicorn.Server) -> None:
+    async def _shut_down(self, server: uvicorn.Server, patience_s: float) -> None:
+        assert self._acceptor is not None
+        self._acceptor.close()
         server.should_exit = True
         if self._loop is not None:
             await asyncio.wait([self._loop])
         try:
-            async with asyncio.timeout(STOP_S):
-                await server.shutdown(sockets=self._sockets)
+            async with asyncio.timeout(patience_s):
+                await server.shutdown(sockets=[])
         except TimeoutError:
             for connection in list(server.server_state.connections):
                 connection.transport.abort()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket; uvicorn's own way ends the process where the port is taken."""
-    listening = None
-    try:
-        found: Any = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.setblocking(False)
-    except OSError as error:
-        if listening is not None:
-            listening.close()
-        raise OSError(error.errno, f"cannot listen for HTTP on {host}:{port}: {error.strerror}") from None
-    return listening

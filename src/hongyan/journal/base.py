@@ -40,7 +40,7 @@ class Journal(Protocol):
         """Make one batch (at least one record) durable: when this returns it survives kill -9 and
         power loss. One append at a time.
 
-        Raises `Unavailable` (full disk): the outcome is unknown to clients, the journal is as
+        Raises `Unavailable` (a full disk, a lock held from outside): the outcome is unknown to clients, the journal is as
         before or holds the batch's offsets free, and later appends may work again.
         Raises OSError for any other I/O error: the process must end.
         """

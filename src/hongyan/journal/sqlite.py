@@ -13,7 +13,7 @@ import sqlite3
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ import msgspec
 
 from hongyan.errors import DataDirectoryError, Unavailable
 from hongyan.journal.base import Entry
-from hongyan.journal.sqlite_file import BUSY_S, PAGE_BYTES, begin, check_header, create, fix, refusal
+from hongyan.journal.sqlite_file import BUSY_S, PAGE_BYTES, begin, check_header, create, refusal
 from hongyan.protocol.records import Record
 
 # The log is copied into the database past this size. Its file keeps about this length.
@@ -81,14 +81,10 @@ class SqliteJournal:
         self._thread.start()
 
     @classmethod
-    def open(
-        cls, path: Path, checkpoint_bytes: int = CHECKPOINT_BYTES, fixed: Mapping[str, str] | None = None
-    ) -> SqliteJournal:
+    def open(cls, path: Path, checkpoint_bytes: int = CHECKPOINT_BYTES) -> SqliteJournal:
         """Open the journal, creating it where absent. Blocking.
 
-        `fixed`: settings that decide what a replay comes to, so they stay as they were at the first opening.
-
-        Raises DataDirectoryError: foreign, damaged, newer, or other `fixed` values; nothing is overwritten then.
+        Raises DataDirectoryError: foreign, damaged or newer; nothing is overwritten then.
         That no second process writes is the data directory's lock; reading beside the server is allowed.
         Raises OSError where the file cannot be created or read.
         """
@@ -104,13 +100,9 @@ class SqliteJournal:
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             identity, first, last = begin(connection, checkpoint_bytes)
-            fix(connection, path, fixed or {})
         except sqlite3.Error as error:
             connection.close()
             raise refusal(path, error) from error
-        except DataDirectoryError:
-            connection.close()
-            raise
         return cls(connection, path, identity, first, last, checkpoint_bytes)
 
     @property
@@ -306,8 +298,10 @@ class SqliteJournal:
             self._translated(error)  # a full disk: the log goes on growing; else the next append fails
 
     def _translated(self, error: Exception) -> Exception:
-        """What the waiter is told. Anything but a full disk ends all writing: after a failed fsync nobody
-        knows what the kernel still holds."""
+        """What the waiter is told. Anything but a full disk or a lock ends all writing: after a failed fsync
+        nobody knows what the kernel still holds."""
+        if _locked(error):
+            return Unavailable(f"another process has locked the journal {self._path}")
         if _no_room(error):
             self._since_checkpoint = self._checkpoint_bytes  # a log begun anew needs no more of the disk
             return Unavailable(f"no room for the journal {self._path}")
@@ -320,6 +314,12 @@ class SqliteJournal:
 def _no_room(error: Exception) -> bool:
     code: int = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
     return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE  # of the log's index
+
+
+def _locked(error: Exception) -> bool:
+    """SQLite takes the lock of its log before it writes anything (sqlite.org/wal.html, "Concurrency")."""
+    code: int = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:

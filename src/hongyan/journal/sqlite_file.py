@@ -10,7 +10,6 @@ import os
 import secrets
 import sqlite3
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 
 from hongyan.datadir import fsync_directory
@@ -109,16 +108,3 @@ def begin(connection: sqlite3.Connection, checkpoint_bytes: int) -> tuple[str, i
     newest = execute("SELECT first + count - 1 FROM batches ORDER BY first DESC LIMIT 1").fetchone()
     last = newest[0] if newest else 0
     return identity[0], oldest[0] if oldest else last + 1, last
-
-
-def fix(connection: sqlite3.Connection, path: Path, fixed: Mapping[str, str]) -> None:
-    """Note settings that the journal has not noted. Raises DataDirectoryError where it has another value."""
-    for key, value in fixed.items():
-        noted = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        if noted is None:
-            connection.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
-        elif noted[0] != value:
-            raise DataDirectoryError(
-                f"{key} is {value}, but {path} was made with {noted[0]}: it decides which resent messages are "
-                "known, and stays as it is for the directory's life"
-            )

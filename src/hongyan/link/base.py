@@ -18,7 +18,7 @@ from hongyan.protocol.outcomes import Outcome
 from hongyan.protocol.records import Record
 from hongyan.protocol.state import Message
 
-# One outcome to tell: the session that waits for it (0: no one does, a replay or a command answered by its
+# One outcome to tell: the session that waits for it (0: no one does; a command is answered by its
 # future), the record, and what came of it. A send's `ref` is its record's `key`.
 Told = tuple[int, Record, Outcome]
 
@@ -85,8 +85,8 @@ class GatewayApi(Protocol):
     def replace(self, session: int) -> None:
         """Close with 4409: the device logged in elsewhere. The engine has forgotten the session."""
 
-    def presence(self, session: int, states: Mapping[str, PresenceState]) -> None:
-        """Push `presence` (keys are addresses)."""
+    def presence(self, sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        """Push `presence` (keys are addresses) to each of these."""
 
 
 class EngineApi(Protocol):

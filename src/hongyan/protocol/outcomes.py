@@ -27,7 +27,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 class GroupChanged(msgspec.Struct, frozen=True):
     """Answer to create, join, leave, invite; `first_seq` 0 where the user is no member.
-    `changed` False: nothing happened (idempotent repeat). `events`: (event, user) to tell, in order;
+    `events`: (event, user) to tell, in order, none where nothing happened (an idempotent repeat);
     `joined` / `left`: the user whose sessions now carry, or drop, the group's topic."""
 
     group: str
@@ -37,7 +37,6 @@ class GroupChanged(msgspec.Struct, frozen=True):
     members: int
     seq: int
     first_seq: int
-    changed: bool
     events: tuple[tuple[str, str], ...] = ()
 
 

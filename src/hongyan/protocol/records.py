@@ -101,4 +101,17 @@ class Cursors(msgspec.Struct, array_like=True, tag="c", frozen=True):
     seen: list[tuple[str, str, int]]
 
 
-Record = Send | CreateGroup | Join | Leave | Invite | Register | Login | Cursors
+class DedupWindow(msgspec.Struct, array_like=True, tag="w", frozen=True):
+    """The duplicate window from here on: `span_ms` of log time, the newest `limit` messages.
+
+    The journal always begins with a batch that holds one (`Window.trimmable`): so a replay, whose window
+    begins empty there, decides by the same figures as the first run did.
+    """
+
+    id: int
+    at: int
+    span_ms: int
+    limit: int
+
+
+Record = Send | CreateGroup | Join | Leave | Invite | Register | Login | Cursors | DedupWindow

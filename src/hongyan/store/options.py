@@ -5,7 +5,7 @@ from __future__ import annotations
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options
 
 
-def options() -> Options:
+def options(max_open_files: int = 2048) -> Options:
     made = Options(raw_mode=True)
     made.create_if_missing(True)
     # Small, because rows come in random order: inserting into 32 MiB cost 1.1 µs a row, into 4 MiB 0.6, most
@@ -17,7 +17,7 @@ def options() -> Options:
     made.set_memtable_prefix_bloom_ratio(0.05)
     made.set_memtable_whole_key_filtering(True)
     made.set_max_total_wal_size(128 << 20)
-    made.set_max_open_files(2048)
+    made.set_max_open_files(max_open_files)
     made.set_keep_log_file_num(4)
     made.set_max_log_file_size(4 << 20)
     none, lz4 = DBCompressionType.none(), DBCompressionType.lz4()

@@ -43,7 +43,8 @@ VERSION = b"3"
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
-# Only the beginning: behind it may stand a path, with any words in it.
+# Only the beginning: behind it may stand a path, with any words in it. "Too many open files" is not here: measured,
+# RocksDB takes no write after it until it is opened again; connections never get so far (descriptors.py).
 _PASSING = (
     "IO error: No space left on device",
     "Result incomplete:",  # `no_slowdown`, and the write would have to wait
@@ -89,14 +90,15 @@ class RocksStore:
     @classmethod
     def open(
         cls, path: Path, identity: str, *, cache_conversations: int = 100_000, tail_messages: int = 100_000,
-        tail_bytes: int = 64 << 20, flush_interval_ms: int = 200, fatal: Callable[[BaseException], None],
+        tail_bytes: int = 64 << 20, flush_interval_ms: int = 200, max_open_files: int = 2048,
+        fatal: Callable[[BaseException], None],
     ) -> RocksStore:  # fmt: skip
         """Open or create; blocks. `identity` is the journal's. Raises DataDirectoryError."""
         if not (path / "CURRENT").exists() and any(path.glob("*.sst")):
             # RocksDB would take it for a new store and delete the tables as left over
             raise DataDirectoryError(f"the store {path} is damaged: it has tables but no file CURRENT")
         try:
-            db = Rdict(str(path), options(), access_type=AccessType.read_write())
+            db = Rdict(str(path), options(max_open_files), access_type=AccessType.read_write())
         except Exception as error:
             raise DataDirectoryError(f"the store {path} does not open: {error}") from None
         try:
@@ -199,6 +201,8 @@ class RocksStore:
         target = self.offset
         while self.on_disk < target and self._db is not None:
             await asyncio.sleep(0 if self._write_unit() else _RETRY_S[0])
+        while self._fsync is not None and not self._fsync.done():  # one at a time, for which `close` waits
+            await asyncio.wait([self._fsync])
         if self._db is None or self._synced == self.on_disk:
             return self._synced
         safe = self.on_disk
@@ -212,14 +216,17 @@ class RocksStore:
         self._synced = max(self._synced, safe)
         return self._synced
 
-    async def close(self) -> None:
+    async def close(self, patience_s: float = 5.0) -> None:
+        """See the port. So long a full disk is waited for."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.ensure_future(self._close(patience_s))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, patience_s: float) -> None:
         try:
-            async with asyncio.timeout(5):  # a full disk must not keep the process: the journal has it all
+            async with asyncio.timeout(
+                patience_s
+            ):  # a full disk must not keep the process: the journal has it all
                 await self.sync()
         except TimeoutError:
             pass

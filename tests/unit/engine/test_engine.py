@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import pytest
 
 from hongyan.config import Settings
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
+from hongyan.engine.presence import PUSHES, Presence
+from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
@@ -80,8 +83,8 @@ class Gateway:
     def replace(self, session: int) -> None:
         self.replaced.append(session)
 
-    def presence(self, session: int, states: Mapping[str, PresenceState]) -> None:
-        self.states.append((session, dict(states)))
+    def presence(self, sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        self.states += [(session, dict(states)) for session in sessions]
         self.news.set()
 
     async def outcomes(self, count: int) -> list[Outcome]:
@@ -112,11 +115,12 @@ class World:
         self.failures: list[BaseException] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
         self.counters = Counters()
+        self.snowflake = Snowflake(1, self.clock)
         self.engine = self.new_engine()
 
     def new_engine(self) -> Engine:
         return Engine(
-            self.settings, self.journal, self.store, Snowflake(1, self.clock), self.counters,
+            self.settings, self.journal, self.store, self.snowflake, self.counters,
             now_ms=lambda: self.clock.ms + self.skew, monotonic_ms=self.clock, fatal=self.failures.append,
         )  # fmt: skip
 
@@ -156,6 +160,32 @@ async def test_nothing_is_told_before_the_journal_returns(world: World) -> None:
     assert [len(entry.records) for entry in sends] == [1, 2], "the second and third shared one commit"
     assert world.counters.ack_seconds.buckets()[-1] == ("+Inf", 3)
     assert world.counters.journal_append_seconds.buckets()[-1][1] == world.counters.batches
+
+
+async def test_without_new_ids_sends_are_unavailable_and_nothing_else_breaks() -> None:
+    world = World()
+    world.snowflake = Snowflake(1, world.clock, mark_ms=world.clock.ms + 1)
+    world.engine = world.new_engine()
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    with pytest.raises(Refused):
+        while True:
+            world.snowflake.next()
+    with pytest.raises(Refused, match="unavailable"):
+        world.send(1, "@bob", "one")
+    with pytest.raises(Refused, match="unavailable"):
+        await world.engine.join_group(1, "#x")
+    world.engine.ack(1, "@alice", 0)
+    world.engine.logout(1)  # its last-seen time is to be written, and waits
+    await world.engine._cursors.flush(world.clock.ms, all_of_them=True)
+    assert len(world.engine._cursors) == 1
+    await world.engine.login(2, "alice", "a1", "")
+    world.clock.ms += 1
+    world.snowflake.extend(world.snowflake.to_reserve())
+    await world.engine.close()
+    assert len(world.engine._cursors) == 0
+    assert world.failures == []
 
 
 async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
@@ -223,6 +253,29 @@ async def test_devices_replace_and_are_limited(world: World) -> None:
     world.engine.logout(1)
     world.send(5, "@bob", "k")
     await world.gateway.outcomes(1)
+
+
+async def test_a_drop_looks_at_no_other_login(world: World) -> None:
+    """Ten thousand that drop while a slow disk keeps their logins waiting walked each other's."""
+
+    class NotWalked(dict[str, dict[int, str]]):
+        def __iter__(self) -> NoReturn:
+            raise AssertionError("walked")
+
+        values = items = keys = __iter__  # type: ignore[assignment]
+
+    world.engine._logging_in = NotWalked()
+    world.journal.gate.clear()
+    logins = [asyncio.create_task(world.engine.login(10 + n, f"u{n}", "d", "")) for n in range(20)]
+    await asyncio.sleep(0)
+    for n in range(20):
+        world.engine.logout(10 + n)
+    assert len(world.engine._logging_in) == 0
+    world.engine.logout(99)
+    world.journal.gate.set()
+    for login in logins:
+        with pytest.raises(Refused, match="gone"):
+            await login
 
 
 async def test_racing_logins_of_new_devices_do_not_pass_the_limit(world: World) -> None:
@@ -429,13 +482,47 @@ async def test_a_follower_that_is_closed_by_the_push_hurts_nobody(world: World) 
         world.engine.presence(session, ["@dave"], True)
     told: list[int] = []
 
-    def push(session: int, states: Mapping[str, PresenceState]) -> None:
-        told.append(session)
-        world.engine.logout(session)
+    def push(sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        told.extend(sessions)
+        for session in sessions:
+            world.engine.logout(session)
 
     world.engine._presence.push = push
     await world.engine.login(4, "dave", "d1", "")
     assert sorted(told) == [1, 3]
+
+
+def test_presence_of_many_is_told_a_part_at_a_time() -> None:
+    sessions = Sessions()
+    watched = Presence(sessions, MemoryStore(), visibility="all", delay_ms=0, max_subscriptions=10)
+    told: list[tuple[int, dict[str, PresenceState]]] = []
+    largest = 0
+
+    def push(to: Sequence[int], states: Mapping[str, PresenceState]) -> None:
+        nonlocal largest
+        largest = max(largest, len(to))
+        told.extend((session, dict(states)) for session in to)
+
+    watched.push = push
+    followers = [Session(number, f"f{number}", "d", 1, "") for number in range(PUSHES + 500)]
+    for follower in followers:
+        watched.ask(follower, ["@star", "@other"], True)
+    for user in ("star", "other"):
+        watched.went(user, 0, 7)
+    watched.tick(1)
+    assert len(told) == PUSHES
+    watched.forget(followers[-1])
+    watched.came("star")  # before all have heard that it went: they hear the last
+    watched.tick(1)
+    assert PUSHES < len(told) <= 2 * PUSHES
+    while watched._changes:
+        watched.tick(1)
+    last = {(session, user): state for session, states in told for user, state in states.items()}
+    assert largest == PUSHES
+    for follower in followers[:-1]:
+        assert last[follower.number, "@star"].online
+        assert last[follower.number, "@other"] == PresenceState(False, 7)
+    assert (followers[-1].number, "@other") not in last
 
 
 async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(

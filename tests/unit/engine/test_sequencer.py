@@ -85,7 +85,7 @@ def test_groups_decide_membership_at_their_place() -> None:
     joined = fold.join("bob")
     assert isinstance(joined, GroupChanged) and (joined.first_seq, joined.members) == (2, 2)
     again = fold.join("bob")
-    assert isinstance(again, GroupChanged) and not again.changed
+    assert isinstance(again, GroupChanged) and not again.events
     assert code_of(fold.join("carol", members=2)) == "group_full"
     assert code_of(fold.join("carol", groups=0)) == "limit_exceeded"
     fold.send("bob", "#g", "b")

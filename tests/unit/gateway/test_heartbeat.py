@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 from hongyan.gateway.heartbeat import TICK_S, Wheel
 
 
@@ -88,3 +90,42 @@ def test_slowed_readers_resume_after_their_time():
     wheel.turn()
     wheel.turn()
     assert resumed == [1]
+
+
+def test_what_fails_in_a_turn_costs_nobody_else_anything():
+    wheel, clock = wheel_and_clock()
+    resumed = []
+
+    def broken():
+        raise RuntimeError("on purpose")
+
+    wheel.each_turn = broken
+    wheel.slow(broken, 101.0)
+    wheel.slow(lambda: resumed.append(1), 101.0)
+    thing = Thing()
+    wheel.schedule(thing, 101.0)
+    clock.now = 102.0
+    wheel.turn()
+    clock.now = 103.0
+    wheel.turn()
+    assert (resumed, len(thing.asked)) == ([1], 1)
+
+
+async def test_the_next_turn_comes_whatever_failed(monkeypatch):
+    wheel, _ = wheel_and_clock()
+    turns = asyncio.Event()
+    count = 0
+
+    def turn(self):
+        nonlocal count
+        count += 1
+        if count == 3:
+            turns.set()
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(Wheel, "turn", turn)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    asyncio.get_running_loop().call_soon(wheel.start)
+    async with asyncio.timeout(10):
+        await turns.wait()
+    wheel.stop()

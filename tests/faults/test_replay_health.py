@@ -1,0 +1,84 @@
+"""Who watches a server sees it alive while it replays its journal, and sends nobody to it yet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from email.message import Message
+
+import pytest
+
+from server_process import SOURCES, ServerProcess
+
+pytestmark = pytest.mark.slow
+
+SLOW_REPLAY = """
+import asyncio, os
+from hongyan.engine import engine
+recover = engine.recover
+async def slow(*arguments):
+    while os.path.exists({flag!r}):
+        await asyncio.sleep(0.05)
+    return await recover(*arguments)
+engine.recover = slow
+"""
+
+
+def ask(url: str, body: bytes | None = None) -> tuple[int, Message, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=10) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.headers, refused.read()
+
+
+def until_listening(server: ServerProcess) -> tuple[int, Message, bytes]:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return ask(f"{server.http}/healthz")
+        except OSError:
+            assert time.monotonic() < deadline, server.log[-2000:]
+            time.sleep(0.05)  # there is no event to wait for in another process's start
+
+
+async def test_health_answers_during_the_replay(server_factory, tmp_path):
+    flag, faults = tmp_path / "replaying", tmp_path / "faults"
+    faults.mkdir()
+    (faults / "sitecustomize.py").write_text(SLOW_REPLAY.format(flag=str(flag)))
+    flag.touch()
+    server: ServerProcess = server_factory(started=False, env={"PYTHONPATH": f"{faults}:{SOURCES}"})
+    server.spawn()
+    assert (await asyncio.to_thread(until_listening, server))[0] == 200
+    assert (await asyncio.to_thread(ask, f"{server.http}/readyz"))[0] == 503
+    status, _, text = await asyncio.to_thread(ask, f"{server.http}/metrics")
+    assert status == 200
+    assert b"hongyan_store_offset" in text
+    body = json.dumps({"user_id": "alice", "password": "a password"}).encode()
+    for path in ("register", "login"):
+        status, headers, answer = await asyncio.to_thread(ask, f"{server.http}/api/v1/auth/{path}", body)
+        assert status == 503
+        assert headers["Content-Type"] == "application/problem+json"
+        assert headers["Retry-After"]
+        assert json.loads(answer)["code"] == "unavailable"
+    flag.unlink()
+    while (await asyncio.to_thread(ask, f"{server.http}/readyz"))[0] != 200:
+        await asyncio.sleep(0.02)
+    assert (await asyncio.to_thread(ask, f"{server.http}/api/v1/auth/register", body))[0] == 201
+    assert await asyncio.to_thread(server.terminate) == 0
+
+
+async def test_a_stop_during_the_replay_is_a_stop(server_factory, tmp_path):
+    flag, faults = tmp_path / "replaying", tmp_path / "faults"
+    faults.mkdir()
+    (faults / "sitecustomize.py").write_text(SLOW_REPLAY.format(flag=str(flag)))
+    flag.touch()
+    server: ServerProcess = server_factory(started=False, env={"PYTHONPATH": f"{faults}:{SOURCES}"})
+    server.spawn()
+    await asyncio.to_thread(until_listening, server)
+    assert await asyncio.to_thread(server.terminate) == 0
+    assert "Traceback" not in server.log

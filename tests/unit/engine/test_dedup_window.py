@@ -1,0 +1,114 @@
+"""The duplicate window's figures may change: a replay from wherever a crash left the store decides alike."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hongyan.engine.sequencer import Sequencer
+from hongyan.engine.window import Window
+from hongyan.protocol.outcomes import Outcome
+from hongyan.protocol.records import DedupWindow, Record, Register, Send
+from memory_store import MemoryStore
+
+Batch = tuple[int, int, list[Record]]  # first offset, log ms, records
+
+
+class Life:
+    """A fold that keeps a journal, and what the store was after each batch."""
+
+    def __init__(self, span: int, limit: int) -> None:
+        self.store = MemoryStore()
+        self.window = Window(span, limit)
+        self.sequencer = Sequencer(self.store, self.window)
+        self.journal: list[Batch] = []
+        self.outcomes: dict[int, list[Outcome]] = {}
+        self.stores: list[MemoryStore] = []
+        self.log_ms = 1000
+        self.number = 0
+        self.batch([Register(self.id(), 1, "a", "")])
+
+    def id(self) -> int:
+        self.number += 1
+        return self.number
+
+    def note(self, span: int, limit: int) -> DedupWindow:
+        return DedupWindow(self.id(), 1, span, limit)
+
+    def batch(self, records: Sequence[Record]) -> None:
+        first = self.store.offset + 1
+        self.outcomes[first] = self.sequencer.fold(records, first, self.log_ms)
+        self.store.apply(first + len(records) - 1, self.sequencer.changes)
+        self.journal.append((first, self.log_ms, list(records)))
+        self.stores.append(copy.deepcopy(self.store))
+
+    def trim(self) -> None:
+        """As a checkpoint does, with the store safe as it is now."""
+        needed = self.window.oldest_offset(self.log_ms)
+        offset = self.store.offset
+        upto = self.window.trimmable(offset if needed is None else min(offset, needed - 1))
+        newest = self.journal[-1]
+        self.journal = [
+            batch for batch in self.journal if batch[0] + len(batch[2]) - 1 > upto or batch is newest
+        ]
+        self.stores = self.stores[-1:]  # no older one can come back
+
+    def replay(self, store: MemoryStore) -> None:
+        window = Window(7, 3)  # whatever the settings say now: the journal begins with a note
+        sequencer = Sequencer(store, window)
+        for first, log_ms, records in self.journal:
+            if first <= store.offset:
+                sequencer.remember(records, first, log_ms)
+                continue
+            assert sequencer.fold(records, first, log_ms) == self.outcomes[first]
+            store.apply(first + len(records) - 1, sequencer.changes)
+        assert store.snapshot() == self.store.snapshot()
+
+
+sends = st.tuples(st.just("send"), st.lists(st.sampled_from("klmnop"), min_size=1, max_size=4))
+notes = st.tuples(st.just("note"), st.integers(0, 60), st.integers(1, 5))
+steps = st.lists(st.one_of(sends, sends, notes, st.just(("trim",)), st.just(("wait",))), max_size=20)
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=steps, span=st.integers(0, 60), limit=st.integers(1, 5))
+def test_a_replay_decides_alike_from_every_store_that_can_come_back(
+    steps: list[tuple[object, ...]], span: int, limit: int
+) -> None:
+    life = Life(span, limit)
+    life.batch([life.note(span, limit)])
+    life.trim()
+    for step in steps:
+        match step:
+            case ("send", list(keys)):
+                life.log_ms += 5
+                life.batch([Send(life.id(), life.log_ms, "a", "a|a", key, "text", b"1") for key in keys])
+            case ("note", int(span), int(limit)):
+                life.batch([life.note(span, limit)])
+            case ("trim",):
+                life.trim()
+            case _:
+                life.log_ms += 20
+    for store in list(life.stores):
+        life.replay(copy.deepcopy(store))
+
+
+def test_a_larger_window_does_not_bring_back_what_was_forgotten() -> None:
+    window = Window(10, 100)
+    window.entries["a", "a|a", "k"] = None  # type: ignore[assignment]
+    window.close_batch([("a", "a|a", "k")], 0, 1)
+    window.forget(11)
+    window.resize(1000, 100, 2)
+    assert len(window) == 0
+
+
+@pytest.mark.parametrize(("upto", "kept"), [(9, 0), (10, 0), (19, 0), (28, 0), (29, 29), (40, 29), (99, 49)])
+def test_the_journal_begins_with_a_note_whatever_is_trimmed(upto: int, kept: int) -> None:
+    window = Window(10, 100)
+    for offset in (30, 50):
+        window.resize(10, 100, offset)
+    assert window.trimmable(upto) == kept
