@@ -61,6 +61,17 @@ def test_who_was_away_gets_all_once_and_in_order(chat: Chat, name: Callable[[str
     assert said(chat("--user", bob, "--wait", "0.3", "--json"))[1] == []
 
 
+def test_a_backlog_taken_in_portions_is_complete(chat: Chat, name: Callable[[str], str]) -> None:
+    alice, bob = name("alice"), name("bob")
+    assert said(chat("--user", bob, "--json"))[0] == 0
+    lines = [str(n) for n in range(1, 11)]
+    assert said(chat("--user", alice, "--to", f"@{bob}"), "\n".join(lines).encode())[0] == 0
+    for portion in (["1", "2", "3"], ["4", "5"], ["6", "7", "8", "9", "10"]):
+        code, found, err = said(chat("--user", bob, "--count", str(len(portion)), "--json"))
+        assert code == 0, err
+        assert [message["content"] for message in found] == portion
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_while_its_input_is_open(
     chat: Chat, name: Callable[[str], str], number: int

@@ -70,7 +70,6 @@ class Prompt:
                 for task in (typing, *background, *self._sending):
                     task.cancel()
                 await asyncio.gather(typing, *background, *self._sending, return_exceptions=True)
-                self._client.confirm()
                 await self._client.close()
 
     # the three sources

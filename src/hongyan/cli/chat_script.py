@@ -49,7 +49,6 @@ class Script:
         self._to = to
         self._json = as_json
         self._listen, self._wait, self._count = listen, wait, count
-        self._received = 0
         self._failed = False
         self._enough = asyncio.Event()
         self._room = asyncio.Semaphore(WINDOW)
@@ -165,14 +164,14 @@ class Script:
             self._room.release()
 
     async def _receive(self) -> None:
+        received = 0
         async for message in self._client.messages():
-            if self._count is not None and self._received >= self._count:
-                await asyncio.Event().wait()  # the rest stays unacknowledged, for the next run
             self._show(message)
-            self._received += 1
-            if self._received == self._count:
+            received += 1
+            if received == self._count:  # the rest is not taken: it stays for the next run
                 self._client.confirm()
                 self._enough.set()
+                return
 
     def _show(self, message: Message) -> None:
         self._put(

@@ -55,6 +55,7 @@ class Client(Calls):
         self._request_timeout = request_timeout
         self._runner: asyncio.Task[None] | None = None
         self._current: Ready | None = None
+        self._taker: asyncio.Task[Any] | None = None
 
     # life
 
@@ -79,13 +80,14 @@ class Client(Calls):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an exception the message in the application's hands counts as not taken: it comes again.
-        if kind is None:
+        # What this very task took and left without an error is done with. After an error, or in the hands of
+        # another task (perhaps cancelled half-way, perhaps never looked at), it is not: it comes again.
+        if kind is None and self._taker is asyncio.current_task():
             self.confirm()
         await self.close()
 
     async def close(self) -> None:
-        """Acknowledge what was taken and close. Sends without an ack are given up. Twice is fine."""
+        """Acknowledge what is taken care of and close. Sends without an ack are given up. Twice is fine."""
         try:
             async with asyncio.timeout(2):
                 await self._link.flush_acks()
@@ -119,8 +121,9 @@ class Client(Calls):
     async def messages(self) -> AsyncIterator[Message]:
         """Each message once, in seq order per conversation; not those that this client sent itself.
 
-        Asking for the next one says that the last is taken care of: only then is it acknowledged, so a
-        process that dies in between is given it again at its next start. One consumer at a time.
+        Asking for the next one, or `confirm()`, says that the last is taken care of: only then is it
+        acknowledged, and until then it comes again at the next start. So does leaving the `async with`
+        without an exception, for the task that took it. One consumer at a time.
         """
         link = self._link
         while True:
@@ -132,7 +135,7 @@ class Client(Calls):
                     raise link.failure
                 link.arrived.clear()
                 await link.arrived.wait()
-            self._current = ready
+            self._current, self._taker = ready, asyncio.current_task()
             yield ready[1]
 
     def confirm(self) -> None:
