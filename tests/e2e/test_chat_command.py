@@ -115,6 +115,32 @@ def test_a_line_that_is_not_utf8_is_named_and_not_sent(chat: Chat, name: Callabl
     assert "line 1 is not UTF-8" in err
 
 
+def test_with_to_lines_go_as_they_are(chat: Chat, name: Callable[[str], str]) -> None:
+    alice, bob = name("alice"), name("bob")
+    assert said(chat("--user", bob, "--json"))[0] == 0
+    lines = ["#include <stdio.h>", f"@{alice} psst", "  indented ", "/quit", "\ttabs\x1b[31m", "@alone"]
+    code, found, err = said(chat("--user", alice, "--to", f"@{bob}", "--json"), "\n".join(lines).encode())
+    assert code == 0, err
+    assert [(each["conversation"], each["content"]) for each in found] == [(f"@{bob}", one) for one in lines]
+
+
+def test_without_to_a_line_names_its_address_or_is_an_error_of_its_own(
+    chat: Chat, name: Callable[[str], str]
+) -> None:
+    alice, bob = name("alice"), name("bob")
+    assert said(chat("--user", bob, "--json"))[0] == 0
+    typed = f"@{bob} one\nto nobody\n@{bob}\n@{bob}  two\n".encode()
+    code, found, err = said(chat("--user", alice, "--json"), typed)
+    assert code == 1, err
+    acks = [(each["conversation"], each["content"]) for each in found if each["event"] == "ack"]
+    assert acks == [(f"@{bob}", "one"), (f"@{bob}", " two")]
+    faults = [each for each in found if each["event"] == "error"]
+    assert [(each["line"], each["code"]) for each in faults] == [(2, "malformed"), (3, "malformed")]
+    code, _, err = said(chat("--user", alice), b"to nobody\n")
+    assert code == 1
+    assert "line 1" in err and "--to" in err
+
+
 @pytest.mark.parametrize("variable", [False, True])
 def test_anothers_token_is_refused(
     chat: Chat, server: ServerProcess, name: Callable[[str], str], variable: bool

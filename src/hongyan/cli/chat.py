@@ -56,7 +56,8 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 
 @click.command()
 @click.option("--user", required=True, callback=_user, help="Who you are.")
-@click.option("--to", callback=_address, help="Whom to talk to: @user or #group.")
+@click.option("--to", callback=_address, help="Whom to talk to: @user or #group. In a script each line then goes there "
+              "as it is; without --to each line begins with its address.")  # fmt: skip
 @click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True, callback=_url("ws", "wss"))
 @click.option(
     "--http-url",
@@ -86,10 +87,14 @@ def chat(
 ) -> None:  # fmt: skip
     """Chat as USER, at a terminal or from standard input (one line, one message).
 
+    At a terminal /help shows what can be typed; a line that begins with an address (@bob hello) goes
+    there, and so does what follows it.
+
     \b
     Examples:
       hongyan chat --user alice --to @bob
       echo "the backup is done" | hongyan chat --user alice --to @bob
+      printf '%s\\n' "@bob hello" "#team hello all" | hongyan chat --user alice
       hongyan chat --user bob --count 1 --json < /dev/null
     """
     if device is not None and not is_id(device):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from hongyan.cli.chat_script import shown, split_address
+from hongyan.cli.chat_text import shown, split_address
 from hongyan.client import Client, ClientError, Closed, Event, Message
 from hongyan.client.connection import TokenProvider
 from hongyan.protocol.names import is_group_address, is_user_address
@@ -19,6 +19,7 @@ HELP = """\
   hello              say it to the one you talk to
   @bob hello         say it to @bob (or #team hello), and go on talking there
   /to @bob           talk to @bob from now on
+  /say #1 is mine    say it as it is, though it begins with / or an address
   /create #team [name]   /join #team   /leave [#team]   /invite @bob [#team]
   /history [n]       the last n messages here (default 20)
   /who               who is online of those here
@@ -84,10 +85,13 @@ class Prompt:
                 return
             if line in ("/quit", "/exit", "/q"):
                 return
-            if line.startswith("/"):
+            if line.startswith("/say "):
+                self._post(self._to, line.removeprefix("/say ").strip())
+            elif line.startswith("/"):
                 await self._command(line)
             elif line:
-                self._post(line)
+                to, text = split_address(line)
+                self._post(to or self._to, text)
 
     async def _messages(self) -> None:
         async for message in self._client.messages():
@@ -100,8 +104,7 @@ class Prompt:
 
     # what is typed
 
-    def _post(self, line: str) -> None:
-        to, text = split_address(line, self._to)
+    def _post(self, to: str | None, text: str) -> None:
         if to is None:
             self._say("whom to? /to @bob, or: @bob hello", RED)
             return

@@ -13,27 +13,11 @@ import sys
 import threading
 from typing import Any
 
-import click
-
+from hongyan.cli.chat_text import shown, split_address
 from hongyan.client import Client, ClientError, Closed, Message
 from hongyan.client.connection import TokenProvider
-from hongyan.protocol.names import is_group_address, is_user_address
 
 WINDOW = 64  # lines read ahead of their acks
-
-
-def split_address(line: str, to: str | None) -> tuple[str | None, str]:
-    """`@bob hello` goes to @bob; any other line to `to`."""
-    head, _, rest = line.partition(" ")
-    if rest and (is_user_address(head) or is_group_address(head)):
-        return head, rest
-    return to, line
-
-
-def shown(content: Any) -> str:
-    """Content as one line: text as it is (control characters spelled out), anything else as JSON."""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 class Script:
@@ -54,7 +38,7 @@ class Script:
         self._room = asyncio.Semaphore(WINDOW)
 
     async def run(self) -> int:
-        """Raises ClientError, click.UsageError."""
+        """Raises ClientError."""
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
@@ -113,19 +97,19 @@ class Script:
             room.release()
             number += 1
             try:
-                decoded = line.decode().rstrip("\r\n")
+                text = line.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
-                self._failed = True
-                why = f"line {number} is not UTF-8 ({error.reason} at byte {error.start + 1}): not sent"
-                self._put(
-                    {"event": "error", "line": number, "code": "malformed", "text": why}, why, error=True
+                self._not_sent(number, f"is not UTF-8 ({error.reason} at byte {error.start + 1})")
+                continue
+            if not text.strip():
+                continue
+            # With --to a line goes as it is, whatever it begins with: it may be a log's or a program's.
+            to, text = (self._to, text) if self._to is not None else split_address(text)
+            if to is None:
+                self._not_sent(
+                    number, "begins with no address (@bob hello, or #team hello), and there is no --to"
                 )
                 continue
-            if not decoded.strip():
-                continue
-            to, text = split_address(decoded, self._to)
-            if to is None:
-                raise click.UsageError("whom to? give --to @user or --to '#group', or start the line with it")
             await self._room.acquire()
             task = asyncio.create_task(self._send(to, text))
             sending.add(task)
@@ -145,6 +129,11 @@ class Script:
                 await self._enough.wait()
         except TimeoutError:
             self._failed = self._failed or self._count is not None
+
+    def _not_sent(self, line: int, why: str) -> None:
+        self._failed = True
+        why = f"line {line} {why}: not sent"
+        self._put({"event": "error", "line": line, "code": "malformed", "text": why}, why, error=True)
 
     async def _send(self, to: str, text: str) -> None:
         try:
