@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from server_process import SOURCES, ServerProcess, free_port
 
 pytestmark = pytest.mark.slow
+CLIENT_MD = Path(__file__).parents[2] / "docs/api/client.md"
 Chat = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -112,7 +114,7 @@ def test_a_line_that_is_not_utf8_is_named_and_not_sent(chat: Chat, name: Callabl
     assert (fault["line"], fault["code"]) == (2, "malformed")
     code, found, err = said(chat("--user", user, "--to", f"@{user}"), b"\xff")
     assert (code, found) == (1, [])
-    assert "line 1 is not UTF-8" in err
+    assert "line 1 not sent: malformed: not UTF-8" in err
 
 
 def test_with_to_lines_go_as_they_are(chat: Chat, name: Callable[[str], str]) -> None:
@@ -139,6 +141,33 @@ def test_without_to_a_line_names_its_address_or_is_an_error_of_its_own(
     code, _, err = said(chat("--user", alice), b"to nobody\n")
     assert code == 1
     assert "line 1" in err and "--to" in err
+
+
+def documented_events() -> dict[str, tuple[str, str]]:
+    """Of each `--json` event in docs/api/client.md: the fields it always has, and those it may have."""
+    rows = re.findall(r"^\| `(message|ack|error)` \| (.+) \|$", CLIENT_MD.read_text(), re.MULTILINE)
+    return {event: tuple(f"{fields}, and ".split(", and ")[:2]) for event, fields in rows}  # type: ignore[misc]
+
+
+def test_json_events_are_what_the_documentation_says(chat: Chat, name: Callable[[str], str]) -> None:
+    user, nobody = name("alice"), name("nobody")
+    typed = f"@{user} fine\nno address\n@{nobody} hello\n".encode() + b"\xff\n@%s " % user.encode()
+    code, found, err = said(chat("--user", user, "--json"), typed + b"x" * 70_000)
+    assert code == 1, err
+    _, received, _ = said(chat("--user", user, "--json", "--device", "new"))
+    assert received == []  # a second device starts where the first one is
+    said(chat("--user", user, "--to", f"@{user}", "--json"), b"once more")
+    _, received, _ = said(chat("--user", user, "--json", "--count", "1", "--device", "new"))
+    errors = [each for each in found if each["event"] == "error"]
+    assert sorted((each["line"], each["code"]) for each in errors) == [
+        (2, "malformed"), (3, "unknown_user"), (4, "malformed"), (5, "too_large"),
+    ]  # fmt: skip
+    documented = documented_events()
+    seen = {each["event"]: each for each in (*found, *received)}
+    assert seen.keys() == documented.keys()
+    for each in (*found, *received):
+        always, sometimes = (set(re.findall("`(\\w+)`", part)) for part in documented[each["event"]])
+        assert each.keys() - {"event"} in (always, always | sometimes)
 
 
 @pytest.mark.parametrize("variable", [False, True])

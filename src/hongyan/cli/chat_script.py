@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from hongyan.cli.chat_text import shown, split_address
-from hongyan.client import Client, ClientError, Closed, Message
+from hongyan.client import Client, Message, RequestRefused, TooLarge
 from hongyan.client.connection import TokenProvider
 
 WINDOW = 64  # lines read ahead of their acks
@@ -87,7 +87,20 @@ class Script:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _work(self) -> None:
-        sending: set[asyncio.Task[None]] = set()
+        try:
+            async with asyncio.TaskGroup() as sends:
+                await self._send_lines(sends)
+        except BaseExceptionGroup as group:  # closed for good, or nobody reads our output any more
+            raise group.exceptions[0] from None
+        if self._count is None and not self._listen and self._wait is None:
+            return
+        try:
+            async with asyncio.timeout(self._wait if self._count is not None or not self._listen else None):
+                await self._enough.wait()
+        except TimeoutError:
+            self._failed = self._failed or self._count is not None
+
+    async def _send_lines(self, sends: asyncio.TaskGroup) -> None:
         lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         number = 0
         room = threading.Semaphore(WINDOW)
@@ -99,7 +112,7 @@ class Script:
             try:
                 text = line.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
-                self._not_sent(number, f"is not UTF-8 ({error.reason} at byte {error.start + 1})")
+                self._not_sent(number, "malformed", f"not UTF-8 ({error.reason} at byte {error.start + 1})")
                 continue
             if not text.strip():
                 continue
@@ -107,50 +120,31 @@ class Script:
             to, text = (self._to, text) if self._to is not None else split_address(text)
             if to is None:
                 self._not_sent(
-                    number, "begins with no address (@bob hello, or #team hello), and there is no --to"
+                    number, "malformed", "it begins with no address (@bob hello), and there is no --to"
                 )
                 continue
             await self._room.acquire()
-            task = asyncio.create_task(self._send(to, text))
-            sending.add(task)
-            task.add_done_callback(sending.discard)
-        if sending:
-            await asyncio.gather(*sending)
-        if self._count is not None:
-            stay: float | None = self._wait
-        elif self._listen:
-            stay = None
-        elif self._wait is not None:
-            stay = self._wait
-        else:
-            return
-        try:
-            async with asyncio.timeout(stay):
-                await self._enough.wait()
-        except TimeoutError:
-            self._failed = self._failed or self._count is not None
+            sends.create_task(self._send(number, to, text))
 
-    def _not_sent(self, line: int, why: str) -> None:
-        self._failed = True
-        why = f"line {line} {why}: not sent"
-        self._put({"event": "error", "line": line, "code": "malformed", "text": why}, why, error=True)
-
-    async def _send(self, to: str, text: str) -> None:
+    async def _send(self, line: int, to: str, text: str) -> None:
         try:
             ack = await self._client.send(to, text)
-        except Closed:
-            raise
-        except ClientError as error:
-            self._failed = True
-            code = getattr(error, "code", type(error).__name__)
-            self._put({"event": "error", "to": to, "content": text, "code": code, "text": str(error)},
-                      f"not sent to {to}: {error}", error=True)  # fmt: skip
+        except RequestRefused as error:
+            self._not_sent(line, error.code, error.text, to=to, content=text)
+        except TooLarge as error:
+            self._not_sent(line, "too_large", str(error), to=to, content=text)
         else:
             self._put({"event": "ack", "conversation": ack.conversation, "seq": ack.seq, "key": ack.key,
                        "message_id": ack.message_id, "timestamp": ack.timestamp, "duplicate": ack.duplicate,
                        "content": text}, None)  # fmt: skip
         finally:
             self._room.release()
+
+    def _not_sent(self, line: int, code: str, text: str, **sent: str) -> None:
+        self._failed = True
+        where = f" to {sent['to']}" if sent else ""
+        self._put({"event": "error", "line": line, "code": code, "text": text, **sent},
+                  f"line {line} not sent{where}: {code}: {text}", error=True)  # fmt: skip
 
     async def _receive(self) -> None:
         received = 0
