@@ -207,3 +207,31 @@ def test_it_says_that_it_tries_again(chat: Chat) -> None:
     assert "trying again" in line
     process.send_signal(signal.SIGINT)
     assert process.wait(15) == 0
+
+
+def test_beside_a_server_with_an_audience_it_takes_the_servers_config(
+    chat: Chat, server_factory: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    server = server_factory(jwt_audience="chat", jwt_issuer="me")
+    here = ("--user", "alice", "--to", "@alice", "--json", "--data-dir", str(server.data_dir))
+    config = str(server.root / "hongyan.toml")
+    settings = {"HONGYAN_JWT_AUDIENCE": "chat", "HONGYAN_JWT_ISSUER": "me"}
+    assert said(chat(*here, "--config", config, url=server.url), b"hello")[0] == 0
+    assert said(chat(*here, url=server.url, env=settings), b"hello")[0] == 0
+    began = time.monotonic()
+    for token, advice in (((), "--config"), (("--token", server.token("alice")), "hongyan token alice")):
+        code, found, err = said(chat(*here, *token, url=server.url), b"hello")
+        assert (code, found) == (1, [])
+        last = err.splitlines()[-1]
+        assert "bad_token" in last
+        assert advice in last
+    assert time.monotonic() - began < 20  # said when the server says so, not when --timeout is over
+    code, _, err = said(chat(*here, "--config", str(tmp_path / "gone.toml"), url=server.url))
+    assert (code, err) == (2, f"hongyan chat: --config {tmp_path}/gone.toml: No such file or directory\n")
+    nonsense = {"HONGYAN_JWT_ALGORITHM": "none"}
+    code, _, err = said(chat(*here, url=server.url, env=nonsense))
+    assert code == 2
+    assert err.startswith("hongyan chat: HONGYAN_JWT_ALGORITHM: ")
+    # With a token given the server's settings are nobody's business here.
+    sound = server.token("alice", aud="chat", iss="me")
+    assert said(chat(*here, "--token", sound, url=server.url, env=nonsense), b"hello")[0] == 0

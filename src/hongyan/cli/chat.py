@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import hashlib
 import os
 import secrets
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
-import jwt
-import msgspec
-from click.core import ParameterSource
 
+from hongyan.cli.chat_login import Login, at_terminal
 from hongyan.cli.chat_script import Script
-from hongyan.client import ClientError
-from hongyan.client.connection import TokenProvider
+from hongyan.cli.faults import wrong_settings_named
+from hongyan.client import ClientError, LoginRefused
 from hongyan.errors import DataDirectoryError
 from hongyan.protocol.names import is_group_address, is_id, is_reserved, is_user_address
-
-TOKEN_TTL_S = 86_400
 
 
 def _user(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -56,9 +49,10 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 
 @click.command()
 @click.option("--user", required=True, callback=_user, help="Who you are.")
-@click.option("--to", callback=_address, help="Whom to talk to: @user or #group. In a script each line then goes there "
-              "as it is; without --to each line begins with its address.")  # fmt: skip
-@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True, callback=_url("ws", "wss"))
+@click.option("--to", callback=_address, help="Whom to talk to: @user or #group. In a script each line then goes "
+              "there as it is; without --to each line begins with its address.")  # fmt: skip
+@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True, callback=_url("ws", "wss"),
+              help="The server's gateway.")  # fmt: skip
 @click.option(
     "--http-url",
     default="http://127.0.0.1:8081",
@@ -69,11 +63,14 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 @click.option("--device", default=None, help="Device id [default: a name kept for this user and server].")
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
-    default=Path("hongyan-data"),
-    show_default=True,
-    help="The server's directory; where it is, no token is needed.",
+    metavar="DIR",
+    envvar="HONGYAN_DATA_DIR",
+    help="The server's directory; where it is, no token is needed.  [default: hongyan-data]",
 )
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path),
+    help="The server's TOML file, for its audience, issuer and data directory.",
+)  # fmt: skip
 @click.option("--token", envvar="HONGYAN_TOKEN", show_envvar=True, help="A JWT for this user.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for messages, acks and errors.")
 @click.option("--listen", is_flag=True, help="Stay after the end of standard input, until interrupted.")
@@ -82,8 +79,9 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
               metavar="SECONDS", help="How long to try to reach the server (scripts).")  # fmt: skip
 def chat(
-    user: str, to: str | None, url: str, http_url: str, device: str | None, data_dir: Path, token: str | None,
-    as_json: bool, listen: bool, wait: float | None, count: int | None, timeout: float,
+    user: str, to: str | None, url: str, http_url: str, device: str | None, data_dir: str | None,
+    config: Path | None, token: str | None, as_json: bool, listen: bool, wait: float | None,
+    count: int | None, timeout: float,
 ) -> None:  # fmt: skip
     """Chat as USER, at a terminal or from standard input (one line, one message).
 
@@ -101,74 +99,25 @@ def chat(
         raise click.BadParameter(
             f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
         )
-    interactive = _at_terminal() and not as_json
+    interactive = at_terminal() and not as_json
     try:
-        provider = _token(user, token, data_dir, http_url)
-        device = device or _default_device(user, data_dir, url)
+        with wrong_settings_named("chat"):
+            login = Login(user, token, data_dir, config, http_url)
+            provider = login.provider()
+        device = device or _default_device(user, login.data_dir, url)
         if interactive:
             from hongyan.cli.chat_prompt import Prompt
 
             code = asyncio.run(Prompt(url, provider, device, to).run())
         else:
             code = asyncio.run(Script(url, provider, device, to, as_json, listen, wait, count, timeout).run())
+    except LoginRefused as error:
+        raise click.ClickException(f"{error}{login.advice(error.error)}") from None
     except (ClientError, DataDirectoryError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         code = 0
     sys.exit(code)
-
-
-def _at_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _given(user: str, token: str) -> str:
-    """`token`, which must be `user`'s: with another's, what is typed would be said in that one's name."""
-    source = click.get_current_context().get_parameter_source("token")
-    name = "HONGYAN_TOKEN" if source is ParameterSource.ENVIRONMENT else "--token"
-    try:
-        whose = jwt.decode(token, options={"verify_signature": False}).get("sub")
-    except jwt.PyJWTError:
-        raise click.UsageError(f"{name} is no JWT") from None
-    if whose != user:
-        raise click.UsageError(f"{name} is a token of {whose!r}, not of {user!r}")
-    return token
-
-
-def _token(user: str, token: str | None, data_dir: Path, http_url: str) -> str | TokenProvider:
-    """The given token; beside a server, tokens of our own (a new one at each connection); else by password."""
-    if token:
-        return _given(user, token)
-    if (data_dir / "secret").exists():
-        from hongyan.auth import TokenSigner
-        from hongyan.config import Settings
-        from hongyan.datadir import read_secret
-
-        signer = TokenSigner(Settings(), read_secret(data_dir))
-        return lambda: signer.sign(user, TOKEN_TTL_S)[0]
-    if not _at_terminal():
-        raise click.UsageError(
-            f"no token: there is no {data_dir / 'secret'} (start the server there, or name its --data-dir), "
-            "and neither --token nor HONGYAN_TOKEN is given"
-        )
-    return _login(http_url, user, getpass.getpass(f"Password of {user}: "))
-
-
-def _login(http_url: str, user: str, password: str) -> str:
-    """A token from `POST /api/v1/auth/login`. Raises ClickException."""
-    body = msgspec.json.encode({"user_id": user, "password": password})
-    request = urllib.request.Request(
-        f"{http_url.rstrip('/')}/api/v1/auth/login", body, {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=15) as answer:
-            return str(msgspec.json.decode(answer.read())["token"])
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read().decode("utf-8", "replace")
-        raise click.ClickException(f"login refused: HTTP {error.code} {text[:300]}") from None
-    except urllib.error.URLError as error:
-        raise click.ClickException(f"cannot reach {http_url}: {error.reason}") from None
 
 
 def _default_device(user: str, data_dir: Path, url: str) -> str:

@@ -75,8 +75,8 @@ class Connector:
     async def _once(self) -> None:
         """One connection, from the token to the wait before the next."""
         code, reason, hint = 1006, "", None
-        self._login_error = None
         token = await self._fresh_token()
+        self._login_error = None  # only now: why the last token was refused is told where there is no other
         try:
             async with connect(
                 self.url, subprotocols=[SUBPROTOCOL], compression=None, ping_interval=None,
