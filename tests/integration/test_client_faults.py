@@ -243,9 +243,10 @@ async def test_a_refused_token_is_final_unless_there_is_a_new_one(server: FakeSe
     tokens = iter(["bad", "good"])
     async with client(server, token=lambda: next(tokens)) as alice:
         assert alice.user_id == "alice"
-    with pytest.raises(LoginRefused):
+    with pytest.raises(LoginRefused) as caught:
         async with client(server, token=lambda: "bad"):
             pass
+    assert caught.value.error == "bad_token"
 
 
 async def test_nobody_there(unused_tcp_port: int) -> None:

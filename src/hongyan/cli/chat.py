@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,9 @@ def chat(
             f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
         )
     interactive = at_terminal() and not as_json
+    if interactive:  # as Ctrl-C does: through every `finally` that puts the terminal right, a password's too
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
     try:
         with wrong_settings_named("chat"):
             login = Login(user, token, data_dir, config, http_url)
