@@ -64,6 +64,12 @@ class Terminal:
         wanted = termios.ECHO | termios.ICANON | termios.ISIG
         return modes[3] & wanted == wanted and bool(modes[0] & termios.ICRNL and modes[1] & termios.OPOST)
 
+    def until_sane(self, timeout: float = 15) -> None:
+        deadline = time.monotonic() + timeout
+        while not self.sane():
+            assert time.monotonic() < deadline, self.text
+            self._more(0.02)
+
     def hang_up(self) -> None:
         """The window is closed."""
         os.close(self._slave)

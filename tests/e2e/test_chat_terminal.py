@@ -151,3 +151,66 @@ def test_what_was_typed_and_never_sent_is_said(chat: Chat) -> None:
     assert terminal.ended() == 1
     assert "1 not acknowledged" in terminal.text
     assert terminal.sane()
+
+
+def test_a_script_at_a_terminal_leaves_after_its_count(chat: Chat, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    terminal = chat(user, "--to", f"@{user}", "--count", "1")
+    terminal.type("hello\n")
+    sender = chat(user, "--to", f"@{user}", "--device", "other")
+    settled(sender, user)
+    sender.type("back\r")
+    terminal.until(f"@{user} {user}: back")
+    assert terminal.ended() == 0
+    assert terminal.sane()
+
+
+def test_a_replaced_device_says_what_may_not_have_arrived(
+    chat: Chat, server_factory: Callable[..., ServerProcess]
+) -> None:
+    server = server_factory()
+    first = chat("alice", "--to", "@alice", "--data-dir", str(server.data_dir), url=server.url)
+    settled(first, "alice")
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    second = chat("alice", "--to", "@alice", "--data-dir", str(server.data_dir), url=server.url)
+    first.type("into the void\r")
+    first.until("into the void")
+    second.until("/help")
+    server.process.send_signal(signal.SIGCONT)
+    second.until("connected to ")
+    assert first.ended() == 1
+    assert "Error: the same device logged in elsewhere" in first.text
+    assert ("@alice not acknowledged" in first.text) != ("✓ @alice" in first.text)
+    assert first.sane()
+
+
+def test_ctrl_c_leaves_from_a_command_that_waits(
+    chat: Chat, server_factory: Callable[..., ServerProcess]
+) -> None:
+    server = server_factory()
+    terminal = chat("alice", "--to", "@alice", "--data-dir", str(server.data_dir), url=server.url)
+    settled(terminal, "alice")
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        terminal.type("into the void\r/who\r")
+        terminal.until_sane()  # the editor has given the keys back
+        terminal.type("\x03")
+        assert terminal.ended() == 1
+        assert "1 not acknowledged" in terminal.text
+        assert terminal.sane()
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_wrong_password_is_said_in_words(
+    chat: Chat, server: ServerProcess, name: Callable[[str], str], tmp_path: Path
+) -> None:
+    terminal = chat(name("alice"), "--data-dir", str(tmp_path / "none"), "--http-url", server.http)
+    terminal.until("Password of ")
+    terminal.type("wrong horse\n")
+    assert terminal.ended() == 1
+    assert "Error: login refused: bad_token (wrong password or unknown user)\n" in terminal.text
+    assert "wrong horse" not in terminal.text
+    assert terminal.sane()

@@ -76,7 +76,12 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for messages, acks and errors.")
 @click.option("--listen", is_flag=True, help="Stay after the end of standard input, until interrupted.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stay that long after it.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after N received messages.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Leave once N messages have come and standard input is at its end (or a terminal).",
+)
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
               metavar="SECONDS", help="How long to try to reach the server (scripts).")  # fmt: skip
 def chat(
@@ -87,7 +92,7 @@ def chat(
     """Chat as USER, at a terminal or from standard input (one line, one message).
 
     At a terminal /help shows what can be typed; a line that begins with an address (@bob hello) goes
-    there, and so does what follows it.
+    there, and so does what follows it. With --json, --listen, --wait or --count it is a script's there too.
 
     \b
     Examples:
@@ -100,7 +105,7 @@ def chat(
         raise click.BadParameter(
             f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
         )
-    interactive = at_terminal() and not as_json
+    interactive = at_terminal() and not (as_json or listen or wait is not None or count is not None)
     if interactive:  # as Ctrl-C does: through every `finally` that puts the terminal right, a password's too
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)

@@ -114,8 +114,17 @@ def _by_password(http_url: str, user: str, password: str) -> str:
         with urllib.request.urlopen(request, timeout=15) as answer:
             return str(msgspec.json.decode(answer.read())["token"])
     except urllib.error.HTTPError as error:
-        with error:
-            text = error.read().decode("utf-8", "replace")
-        raise click.ClickException(f"login refused: HTTP {error.code} {text[:300]}") from None
+        raise click.ClickException(f"login refused: {_problem(error)}") from None
     except urllib.error.URLError as error:
         raise click.ClickException(f"cannot reach {http_url}: {error.reason}") from None
+
+
+def _problem(error: urllib.error.HTTPError) -> str:
+    """What the server said (RFC 9457), or the status where it was none of ours."""
+    with error:
+        body = error.read(65536)
+    try:
+        found = msgspec.json.decode(body)
+        return f"{found['code']} ({found['detail']})"
+    except (msgspec.DecodeError, TypeError, KeyError):
+        return f"{error.url} answered HTTP {error.code}"

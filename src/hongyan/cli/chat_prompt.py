@@ -53,7 +53,7 @@ class Prompt:
         with patch_stdout(raw=True):
             loop.set_exception_handler(self._fault)
             typing = asyncio.create_task(self._type())
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, typing.cancel)
             talking = asyncio.create_task(self._talk())
             try:
@@ -97,19 +97,24 @@ class Prompt:
         self._say("/help shows what you can type", DIM)
         while True:
             try:
-                line = cleaned(await session.prompt_async(self._prompt, set_exception_handler=False))
+                typed = await session.prompt_async(
+                    self._prompt, set_exception_handler=False, handle_sigint=False
+                )
+            except (EOFError, KeyboardInterrupt):
+                return
+            try:
+                line = cleaned(typed)
             except ValueError as error:
                 self._say(str(error), RED)
                 continue
-            except (EOFError, KeyboardInterrupt):
-                return
             if line in ("/quit", "/exit", "/q"):
                 return
-            if line.startswith("/say "):
-                self._post(self._to, line.removeprefix("/say ").strip())
-            elif line.startswith("/"):
+            command, _, rest = line.partition(" ")
+            if command == "/say":
+                self._post(self._to, rest.strip())
+            elif command.startswith("/"):
                 await self._command(line)
-            elif line:
+            else:
                 to, text = split_address(line)
                 self._post(to or self._to, text)
 
@@ -125,6 +130,8 @@ class Prompt:
     # what is typed
 
     def _post(self, to: str | None, text: str) -> None:
+        if not text:
+            return
         if to is None:
             self._say("whom to? /to @bob, or: @bob hello", RED)
             return
@@ -140,8 +147,8 @@ class Prompt:
         try:
             ack = await self._client.send(to, text)
             self._say(f"✓ {to} #{ack.seq}  {shown(text)}", DIM)
-        except Closed:
-            pass  # the receiver tells it
+        except Closed:  # why, is told at the end
+            self._say(f"✗ {to} not acknowledged; may not have arrived: {shown(text)}", RED)
         except ClientError as error:
             self._say(f"✗ not sent to {to}: {error}", RED)
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import Any
 
+from hongyan.cli.chat_login import at_terminal
 from hongyan.cli.chat_text import shown, split_address
 from hongyan.client import Client, Message, RequestRefused, TooLarge
 from hongyan.client.connection import TokenProvider
@@ -36,6 +37,7 @@ class Script:
         self._failed = False
         self._enough = asyncio.Event()
         self._room = asyncio.Semaphore(WINDOW)
+        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()  # None: the end
 
     async def run(self) -> int:
         """Raises ClientError."""
@@ -101,12 +103,11 @@ class Script:
             self._failed = self._failed or self._count is not None
 
     async def _send_lines(self, sends: asyncio.TaskGroup) -> None:
-        lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         number = 0
         room = threading.Semaphore(WINDOW)
         loop = asyncio.get_running_loop()
-        threading.Thread(target=_read_lines, args=(loop, lines, room), daemon=True).start()
-        while (line := await lines.get()) is not None:
+        threading.Thread(target=_read_lines, args=(loop, self._lines, room), daemon=True).start()
+        while (line := await self._lines.get()) is not None:
             room.release()
             number += 1
             try:
@@ -154,6 +155,8 @@ class Script:
             if received == self._count:  # the rest is not taken: it stays for the next run
                 self._client.confirm()
                 self._enough.set()
+                if at_terminal():  # nobody at a keyboard thinks of ending it
+                    self._lines.put_nowait(None)
                 return
 
     def _show(self, message: Message) -> None:
