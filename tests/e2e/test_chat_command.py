@@ -235,3 +235,18 @@ def test_beside_a_server_with_an_audience_it_takes_the_servers_config(
     # With a token given the server's settings are nobody's business here.
     sound = server.token("alice", aud="chat", iss="me")
     assert said(chat(*here, "--token", sound, url=server.url, env=nonsense), b"hello")[0] == 0
+
+
+def test_a_line_without_an_end_takes_no_memory(chat: Chat, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    process = chat("--user", user, "--to", f"@{user}", "--json")
+    assert process.stdin is not None
+    for _ in range(128):
+        process.stdin.write(bytes(1 << 20))
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    assert peak < 128 * 1024  # KiB
+    code, found, err = said(process, b"\nshort\n")
+    assert code == 1, err
+    assert [(each["event"], each.get("line")) for each in found] == [("error", 1), ("ack", None)]
+    assert found[0]["code"] == "too_large"

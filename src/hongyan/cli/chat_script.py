@@ -19,6 +19,7 @@ from hongyan.client import Client, Message, RequestRefused, TooLarge
 from hongyan.client.connection import TokenProvider
 
 WINDOW = 64  # lines read ahead of their acks
+MAX_LINE = 1 << 20  # bytes that are kept of a line; no server takes as many
 
 
 class Script:
@@ -110,6 +111,9 @@ class Script:
         while (line := await self._lines.get()) is not None:
             room.release()
             number += 1
+            if len(line) > MAX_LINE:
+                self._not_sent(number, "too_large", f"above {MAX_LINE} bytes")
+                continue
             try:
                 text = line.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
@@ -192,6 +196,7 @@ def _read_lines(
                 put(bytes(rest) + line)
                 rest.clear()
             rest += last
+            del rest[MAX_LINE + 1 :]
         if rest:
             put(bytes(rest))
         loop.call_soon_threadsafe(lines.put_nowait, None)
