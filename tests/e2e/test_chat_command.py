@@ -250,3 +250,14 @@ def test_a_line_without_an_end_takes_no_memory(chat: Chat, name: Callable[[str],
     assert code == 1, err
     assert [(each["event"], each.get("line")) for each in found] == [("error", 1), ("ack", None)]
     assert found[0]["code"] == "too_large"
+
+
+def test_a_locale_without_such_letters_is_no_reason_to_fail(chat: Chat, name: Callable[[str], str]) -> None:
+    user, ascii_only = name("alice"), {"PYTHONIOENCODING": "ascii"}
+    sender = ("--user", user, "--to", f"@{user}", "--device", "sender", "--json")
+    assert said(chat("--user", user, "--json"))[0] == 0
+    _, found, _ = said(chat(*sender, env=ascii_only), "世界".encode())
+    assert [each["content"] for each in found] == ["世界"]
+    process = chat("--user", user, "--count", "1", env=ascii_only)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, f"@{user} {user}: \\u4e16\\u754c\n".encode(), b"")

@@ -19,17 +19,20 @@ Chat = Callable[..., Terminal]
 
 @pytest.fixture
 def chat(server: ServerProcess, tmp_path: Path) -> Iterator[Chat]:
-    """`chat("alice", "--to", "@bob")` starts one; `shell=True`: typed into a bash with job control."""
+    """`chat("alice", "--to", "@bob")` starts one; `shell=True`: typed into a bash with job control;
+    `pipe`: what its output goes into."""
     started: list[Terminal] = []
 
-    def start(user: str, *arguments: str, url: str = server.url, shell: bool = False) -> Terminal:
+    def start(
+        user: str, *arguments: str, url: str = server.url, shell: bool = False, pipe: str = ""
+    ) -> Terminal:
         command = [sys.executable, "-m", "hongyan", "chat", "--user", user, "--url", url]
         command += ["--data-dir", str(server.data_dir), *arguments]
         env = {k: v for k, v in os.environ.items() if not k.startswith("HONGYAN_")}
         env |= {"PYTHONPATH": str(SOURCES), "XDG_STATE_HOME": str(tmp_path), "PS1": "shell> "}
         terminal = Terminal(["bash", "--norc", "--noediting", "-i"] if shell else command, env)
         if shell:
-            terminal.type(" ".join(command) + "\n")
+            terminal.type(" ".join(command) + pipe + "\n")
         started.append(terminal)
         return terminal
 
@@ -214,3 +217,17 @@ def test_a_wrong_password_is_said_in_words(
     assert "Error: login refused: bad_token (wrong password or unknown user)\n" in terminal.text
     assert "wrong horse" not in terminal.text
     assert terminal.sane()
+
+
+def test_output_in_a_pipe_is_a_scripts(chat: Chat, name: Callable[[str], str], tmp_path: Path) -> None:
+    user = name("alice")
+    terminal = chat(user, "--to", f"@{user}", shell=True, pipe=f" | tee {tmp_path}/log; echo left $?")
+    other = chat(user, "--to", f"@{user}", "--device", "other")
+    settled(other, user)
+    other.type("hello\r")
+    terminal.until(f"@{user} {user}: hello")
+    terminal.type("back\n")
+    other.until("back")
+    terminal.type("\x04")
+    terminal.until("left 0")
+    assert (tmp_path / "log").read_text() == f"@{user} {user}: hello\n"

@@ -105,7 +105,8 @@ def chat(
         raise click.BadParameter(
             f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
         )
-    interactive = at_terminal() and not (as_json or listen or wait is not None or count is not None)
+    as_script = as_json or listen or wait is not None or count is not None
+    interactive = at_terminal() and sys.stdout is not None and sys.stdout.isatty() and not as_script
     if interactive:  # as Ctrl-C does: through every `finally` that puts the terminal right, a password's too
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)

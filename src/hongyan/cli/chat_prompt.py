@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -39,7 +39,7 @@ class Prompt:
         self._client = Client(url, token, device, platform="cli", in_order=True, connect_timeout=None)
         self._url = url
         self._to = to
-        self._colours = sys.stdout.isatty()
+        self._colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._sending: set[asyncio.Task[None]] = set()
         self._met: dict[str, None] = {}
         self._commands: dict[str, Callable[[list[str]], Awaitable[None]]] = {

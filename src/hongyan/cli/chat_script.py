@@ -6,6 +6,7 @@ Lines keep their order whatever happens: one unanswered send a conversation, pac
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ class Script:
 
     async def run(self) -> int:
         """Raises ClientError."""
+        _never_fail_on_text(self._json)
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
@@ -176,6 +178,13 @@ class Script:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         elif text is not None:
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _never_fail_on_text(as_json: bool) -> None:
+    """JSON is UTF-8 (RFC 8259 §8.1); people get what their locale cannot write spelled out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8" if as_json else None, errors="backslashreplace")
 
 
 def _read_lines(
