@@ -132,18 +132,18 @@ def chat(
 
 def _default_device(user: str, data_dir: Path, url: str) -> str:
     """The same at every start, so that what was missed arrives: by user and server on this machine."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hongyan"
-    file = state / "device"
     try:
-        machine = file.read_text().strip()
-    except OSError:
-        machine = ""
-    if not machine:
-        machine = secrets.token_hex(8)
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hongyan"
+        state.mkdir(parents=True, exist_ok=True)
         try:
-            state.mkdir(parents=True, exist_ok=True)
-            file.write_text(machine + "\n")
-        except OSError:  # a read-only home: the directory and address alone must do
-            machine = ""
+            with (state / "device").open(
+                "x"
+            ) as file:  # two first starts at once: the second takes the first's
+                file.write(secrets.token_hex(8) + "\n")
+        except FileExistsError:
+            pass
+        machine = (state / "device").read_bytes().decode("utf-8", "backslashreplace").strip()
+    except (OSError, RuntimeError):  # a read-only home, or none: the directory and address alone must do
+        machine = ""
     place = f"{machine}|{data_dir.resolve()}|{url}|{user}"
     return "cli-" + hashlib.sha256(place.encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from hongyan.cli.chat_text import cleaned, shown, split_address
+from hongyan.cli.chat_text import cleaned, shown, split_address, why_lost
 from hongyan.client import Client, ClientError, Closed, Event, Message
 from hongyan.client.connection import TokenProvider
 from hongyan.protocol.names import is_group_address, is_user_address
@@ -228,7 +228,7 @@ class Prompt:
         if event.type == "connected":
             self._say(f"connected to {self._url} as {data['user_id']}", DIM)
         elif event.type == "disconnected":
-            why = shown(data["reason"]) or f"code {data['code']}"
+            why = why_lost(data["code"], data["reason"])
             self._say(f"not connected ({why}); trying again in {data['retry_in_s']:.1f} s", RED)
         elif event.type == "group_event":
             self._say(f"{data['group']}: {data['user']} {data['event']}", DIM)

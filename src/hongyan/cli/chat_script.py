@@ -15,7 +15,7 @@ import threading
 from typing import Any
 
 from hongyan.cli.chat_login import at_terminal
-from hongyan.cli.chat_text import shown, split_address
+from hongyan.cli.chat_text import shown, split_address, why_lost
 from hongyan.client import Client, Message, RequestRefused, TooLarge
 from hongyan.client.connection import TokenProvider
 
@@ -76,7 +76,7 @@ class Script:
                 told = False
             elif event.type == "disconnected" and not told:
                 told = True
-                why = shown(event.data["reason"]) or f"closed with {event.data['code']}"
+                why = why_lost(event.data["code"], event.data["reason"])
                 print(f"no connection to {self._url}: {why}; trying again", file=sys.stderr, flush=True)
 
     async def _until(self, receiver: asyncio.Task[None], work: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from typing import Any
 
@@ -12,6 +13,14 @@ from hongyan.protocol.names import is_group_address, is_user_address
 _UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # They turn the rest of a line around, sender's name and all.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+# Close codes in words; a reason that only says when to come back is for programs.
+_CLOSES = {
+    1001: "the server went away", 1006: "the connection was lost", 1012: "the server restarts",
+    1013: "the server has no room", 4408: "no sign of life", 4430: "read too slowly",
+}  # fmt: skip
+_HINT = re.compile(r"retry_after_ms=\d*")
 
 
 def split_address(line: str) -> tuple[str | None, str]:
@@ -26,6 +35,11 @@ def shown(content: Any) -> str:
     """Content as one line: text as it is (control characters spelled out), anything else as JSON."""
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     return "".join(c.encode("unicode_escape").decode() if _hidden(c) else c for c in text)
+
+
+def why_lost(code: int, reason: str) -> str:
+    """Of a connection that was closed with `code`, in words for people."""
+    return shown(_HINT.sub("", reason).strip()) or _CLOSES.get(code) or f"closed with {code}"
 
 
 def cleaned(line: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hongyan.cli.chat_text import cleaned, shown, split_address
+from hongyan.cli.chat_text import cleaned, shown, split_address, why_lost
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,18 @@ def test_what_was_typed_is_sent_without_controls() -> None:
     assert cleaned("two\nlines\tand 👨\u200d👩") == "two\nlines\tand 👨\u200d👩"
     with pytest.raises(ValueError, match="UTF-8"):
         cleaned("a\udcffb")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "said"),
+    [
+        (1012, "retry_after_ms=822", "the server restarts"),
+        (1006, "", "the connection was lost"),
+        (1006, "[Errno 111] refused", "[Errno 111] refused"),
+        (4401, "bad_token", "bad_token"),
+        (3000, "\x1b[31m", "\\x1b[31m"),
+        (3000, "", "closed with 3000"),
+    ],
+)
+def test_a_lost_connection_in_words(code: int, reason: str, said: str) -> None:
+    assert why_lost(code, reason) == said
