@@ -133,17 +133,33 @@ def chat(
 def _default_device(user: str, data_dir: Path, url: str) -> str:
     """The same at every start, so that what was missed arrives: by user and server on this machine."""
     try:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hongyan"
-        state.mkdir(parents=True, exist_ok=True)
-        try:
-            with (state / "device").open(
-                "x"
-            ) as file:  # two first starts at once: the second takes the first's
-                file.write(secrets.token_hex(8) + "\n")
-        except FileExistsError:
-            pass
-        machine = (state / "device").read_bytes().decode("utf-8", "backslashreplace").strip()
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        machine = _machine(state / "hongyan" / "device")
     except (OSError, RuntimeError):  # a read-only home, or none: the directory and address alone must do
         machine = ""
     place = f"{machine}|{data_dir.resolve()}|{url}|{user}"
     return "cli-" + hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _machine(file: Path) -> str:
+    """A name for this machine, made at the first call; of two first calls at once both get the same."""
+    if not (found := _text(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f"device-{secrets.token_hex(8)}")
+        fresh.write_text(fresh.name)
+        try:
+            os.link(fresh, file)  # whole or not at all
+        except FileExistsError:
+            if not _text(file):  # left empty by a full disk
+                fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
+        found = _text(file)
+    return found
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8", "backslashreplace").strip()
+    except FileNotFoundError:
+        return ""

@@ -165,6 +165,10 @@ def test_chat_keeps_its_device_whatever_the_state_directory_is_like(monkeypatch,
     first = device(tmp_path / "a")
     assert device(tmp_path / "a") == first
     assert first not in (device(tmp_path / "a", "bob"), device(tmp_path / "b"))
+    assert [each.name for each in (tmp_path / "a/hongyan").iterdir()] == ["device"]
+    (tmp_path / "a/hongyan/device").write_text("")
+    assert first != device(tmp_path / "a") == device(tmp_path / "a")
+    assert len({device(tmp_path / name) for name in ("a", "b", "c")}) == 3
     garbage = tmp_path / "garbage"
     (garbage / "hongyan").mkdir(parents=True)
     (garbage / "hongyan" / "device").write_bytes(b"\xff\xfe")
