@@ -261,3 +261,38 @@ def test_a_locale_without_such_letters_is_no_reason_to_fail(chat: Chat, name: Ca
     process = chat("--user", user, "--count", "1", env=ascii_only)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, f"@{user} {user}: \\u4e16\\u754c\n".encode(), b"")
+
+
+@pytest.mark.parametrize("server_is", ["stopped", "killed"])
+def test_lines_without_an_ack_are_counted_at_the_end(
+    chat: Chat, server_factory: Callable[..., ServerProcess], server_is: str
+) -> None:
+    server = server_factory()
+    assert server.process is not None
+    process = chat(
+        "--user",
+        "a",
+        "--to",
+        "@a",
+        "--json",
+        "--device",
+        "d",
+        "--data-dir",
+        str(server.data_dir),
+        url=server.url,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"one\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["event"] == "ack"
+    server.process.send_signal(signal.SIGSTOP)
+    process.stdin.write(b"two\nthree\n")
+    process.stdin.flush()
+    time.sleep(0.5)  # until they are read: nothing can be seen of that from here
+    if server_is == "killed":
+        server.kill()
+    process.send_signal(signal.SIGTERM)
+    code, found, err = said(process)
+    assert (code, found) == (1, []), err
+    assert "2 not acknowledged; may not have arrived" in err

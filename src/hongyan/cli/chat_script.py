@@ -37,6 +37,7 @@ class Script:
         self._json = as_json
         self._listen, self._wait, self._count = listen, wait, count
         self._failed = False
+        self._left = 0
         self._enough = asyncio.Event()
         self._room = asyncio.Semaphore(WINDOW)
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()  # None: the end
@@ -59,13 +60,15 @@ class Script:
                     receiver.cancel()
                     await asyncio.gather(receiver, return_exceptions=True)
         except asyncio.CancelledError:  # Ctrl-C: leaving is no failure unless something was left behind
-            return 1 if self._failed or self._client.unacknowledged else 0
+            return 1 if self._failed or self._left else 0
         except BrokenPipeError:
             sys.stdout = None  # nobody reads; do not complain at exit either
             return 1
         finally:
             troubles.cancel()
             await asyncio.gather(troubles, return_exceptions=True)
+            if self._left:
+                print(f"{self._left} not acknowledged; may not have arrived", file=sys.stderr, flush=True)
         return 1 if self._failed else 0
 
     async def _tell_troubles(self) -> None:
@@ -140,6 +143,9 @@ class Script:
             self._not_sent(line, error.code, error.text, to=to, content=text)
         except TooLarge as error:
             self._not_sent(line, "too_large", str(error), to=to, content=text)
+        except BaseException:  # interrupted, or the client is closed
+            self._left += 1
+            raise
         else:
             self._put({"event": "ack", "conversation": ack.conversation, "seq": ack.seq, "key": ack.key,
                        "message_id": ack.message_id, "timestamp": ack.timestamp, "duplicate": ack.duplicate,
