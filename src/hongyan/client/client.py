@@ -175,30 +175,25 @@ class Client(Calls):
         JSON. Cancelling gives up the wait; what has reached the server may still be stored.
         """
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        await self._window.acquire()
-        link = self._link
-        if link.failure is not None:
-            self._window.release()
-            raise link.failure
-        waiter: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
-        key = message_id or secrets.token_urlsafe(16)
-        send = Send(key, to, content_type, msgspec.Raw(text), waiter)
-        if key in link.outbox:
-            self._window.release()
-            raise ValueError(f"message_id {key!r} is being sent already")
-        if link.max_frame and len(send.frame()) > link.max_frame:
-            self._window.release()
-            raise TooLarge(f"{send.size} bytes; this server takes {link.max_frame}")
-        link.outbox.add(send)
-        link.wake.set()
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            # Given up by the caller: not resent after a reconnect, or it would arrive at a surprising time.
-            link.outbox.give_up(key)
-            raise
-        finally:
-            self._window.release()
+        async with self._window:
+            link = self._link
+            if link.failure is not None:
+                raise link.failure
+            waiter: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+            key = message_id or secrets.token_urlsafe(16)
+            send = Send(key, to, content_type, msgspec.Raw(text), waiter)
+            if key in link.outbox:
+                raise ValueError(f"message_id {key!r} is being sent already")
+            if link.max_frame and len(send.frame()) > link.max_frame:
+                raise TooLarge(f"{send.size} bytes; this server takes {link.max_frame}")
+            link.outbox.add(send)
+            link.wake.set()
+            try:
+                return await waiter
+            except asyncio.CancelledError:
+                # Given up by the caller: not resent after a reconnect, or it would arrive at a surprising time.
+                link.outbox.give_up(key)
+                raise
 
     async def request(self, type_: str, data: dict[str, Any], *, repeatable: bool = True) -> dict[str, Any]:
         """Any other request; returns the answer's `data`. Repeated after a reconnect if `repeatable`.
