@@ -81,6 +81,42 @@ async def test_a_message_in_hand_when_the_application_fails_comes_again(server: 
         assert await contents(alice, 1) == [1]
 
 
+async def test_leaving_counts_what_the_leaver_took_and_nothing_that_another_task_holds(
+    server: FakeServer,
+) -> None:
+    for number in range(1, 6):
+        server.store("@bob", number)
+    async with client(server) as alice:
+        async for message in alice.messages():
+            if message.seq == 2:
+                break
+    assert server.cursors["d1", "@bob"] == 2
+
+    async with client(server) as alice:
+        holds = asyncio.Event()
+
+        async def consume() -> None:
+            async for message in alice.messages():
+                if message.seq == 4:
+                    holds.set()
+                    await asyncio.Event().wait()  # never done with it
+
+        consumer = asyncio.create_task(consume())
+        await holds.wait()
+    assert server.cursors["d1", "@bob"] == 3
+    consumer.cancel()
+
+    async with client(server) as alice, asyncio.TaskGroup() as group:
+        group.create_task(receive(alice, 1))  # confirms by itself
+    assert server.cursors["d1", "@bob"] == 4
+
+    async with client(server) as alice:
+        await asyncio.ensure_future(anext(alice.messages()))  # who knows whether it was looked at
+    assert server.cursors["d1", "@bob"] == 4
+    async with client(server) as alice:
+        assert await contents(alice, 1) == [5]
+
+
 async def test_doubles_and_left_out_pushes(server: FakeServer) -> None:
     server.double_pushes, server.leave_out = True, {3, 4, 9}
     async with client(server) as alice:
@@ -207,9 +243,10 @@ async def test_a_refused_token_is_final_unless_there_is_a_new_one(server: FakeSe
     tokens = iter(["bad", "good"])
     async with client(server, token=lambda: next(tokens)) as alice:
         assert alice.user_id == "alice"
-    with pytest.raises(LoginRefused):
+    with pytest.raises(LoginRefused) as caught:
         async with client(server, token=lambda: "bad"):
             pass
+    assert caught.value.error == "bad_token"
 
 
 async def test_nobody_there(unused_tcp_port: int) -> None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import hashlib
 import os
 import secrets
+import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
-import jwt
-import msgspec
-from click.core import ParameterSource
 
+from hongyan.cli.chat_login import Login, at_terminal
 from hongyan.cli.chat_script import Script
-from hongyan.client import ClientError
-from hongyan.client.connection import TokenProvider
+from hongyan.cli.faults import wrong_settings_named
+from hongyan.client import ClientError, LoginRefused
 from hongyan.errors import DataDirectoryError
 from hongyan.protocol.names import is_group_address, is_id, is_reserved, is_user_address
-
-TOKEN_TTL_S = 86_400
 
 
 def _user(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -56,8 +50,10 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 
 @click.command()
 @click.option("--user", required=True, callback=_user, help="Who you are.")
-@click.option("--to", callback=_address, help="Whom to talk to: @user or #group.")
-@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True, callback=_url("ws", "wss"))
+@click.option("--to", callback=_address, help="Whom to talk to: @user or #group. In a script each line then goes "
+              "there as it is; without --to each line begins with its address.")  # fmt: skip
+@click.option("--url", default="ws://127.0.0.1:8080/ws", show_default=True, callback=_url("ws", "wss"),
+              help="The server's gateway.")  # fmt: skip
 @click.option(
     "--http-url",
     default="http://127.0.0.1:8081",
@@ -68,44 +64,65 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
 @click.option("--device", default=None, help="Device id [default: a name kept for this user and server].")
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
-    default=Path("hongyan-data"),
-    show_default=True,
-    help="The server's directory; where it is, no token is needed.",
+    metavar="DIR",
+    envvar="HONGYAN_DATA_DIR",
+    help="The server's directory; where it is, no token is needed.  [default: hongyan-data]",
 )
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path),
+    help="The server's TOML file, for its audience, issuer and data directory.",
+)  # fmt: skip
 @click.option("--token", envvar="HONGYAN_TOKEN", show_envvar=True, help="A JWT for this user.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for messages, acks and errors.")
 @click.option("--listen", is_flag=True, help="Stay after the end of standard input, until interrupted.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stay that long after it.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after N received messages.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Leave once N messages have come and standard input is at its end (or a terminal).",
+)
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
               metavar="SECONDS", help="How long to try to reach the server (scripts).")  # fmt: skip
 def chat(
-    user: str, to: str | None, url: str, http_url: str, device: str | None, data_dir: Path, token: str | None,
-    as_json: bool, listen: bool, wait: float | None, count: int | None, timeout: float,
+    user: str, to: str | None, url: str, http_url: str, device: str | None, data_dir: str | None,
+    config: Path | None, token: str | None, as_json: bool, listen: bool, wait: float | None,
+    count: int | None, timeout: float,
 ) -> None:  # fmt: skip
     """Chat as USER, at a terminal or from standard input (one line, one message).
+
+    At a terminal /help shows what can be typed; a line that begins with an address (@bob hello) goes
+    there, and so does what follows it. With --json, --listen, --wait or --count it is a script's there too.
 
     \b
     Examples:
       hongyan chat --user alice --to @bob
       echo "the backup is done" | hongyan chat --user alice --to @bob
+      printf '%s\\n' "@bob hello" "#team hello all" | hongyan chat --user alice
       hongyan chat --user bob --count 1 --json < /dev/null
     """
     if device is not None and not is_id(device):
         raise click.BadParameter(
             f"{device!r} is no device id: 1 to 64 of A-Za-z0-9_.-", param_hint="--device"
         )
-    interactive = _at_terminal() and not as_json
+    as_script = as_json or listen or wait is not None or count is not None
+    interactive = at_terminal() and sys.stdout is not None and sys.stdout.isatty() and not as_script
+    if interactive:  # as Ctrl-C does: through every `finally` that puts the terminal right, a password's too
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
     try:
-        provider = _token(user, token, data_dir, http_url)
-        device = device or _default_device(user, data_dir, url)
+        with wrong_settings_named("chat"):
+            login = Login(user, token, data_dir, config, http_url)
+            provider = login.provider()
+        device = device or _default_device(user, login.data_dir, url)
         if interactive:
             from hongyan.cli.chat_prompt import Prompt
 
             code = asyncio.run(Prompt(url, provider, device, to).run())
         else:
             code = asyncio.run(Script(url, provider, device, to, as_json, listen, wait, count, timeout).run())
+    except LoginRefused as error:
+        raise click.ClickException(f"{error}{login.advice(error.error)}") from None
     except (ClientError, DataDirectoryError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
@@ -113,73 +130,36 @@ def chat(
     sys.exit(code)
 
 
-def _at_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _given(user: str, token: str) -> str:
-    """`token`, which must be `user`'s: with another's, what is typed would be said in that one's name."""
-    source = click.get_current_context().get_parameter_source("token")
-    name = "HONGYAN_TOKEN" if source is ParameterSource.ENVIRONMENT else "--token"
-    try:
-        whose = jwt.decode(token, options={"verify_signature": False}).get("sub")
-    except jwt.PyJWTError:
-        raise click.UsageError(f"{name} is no JWT") from None
-    if whose != user:
-        raise click.UsageError(f"{name} is a token of {whose!r}, not of {user!r}")
-    return token
-
-
-def _token(user: str, token: str | None, data_dir: Path, http_url: str) -> str | TokenProvider:
-    """The given token; beside a server, tokens of our own (a new one at each connection); else by password."""
-    if token:
-        return _given(user, token)
-    if (data_dir / "secret").exists():
-        from hongyan.auth import TokenSigner
-        from hongyan.config import Settings
-        from hongyan.datadir import read_secret
-
-        signer = TokenSigner(Settings(), read_secret(data_dir))
-        return lambda: signer.sign(user, TOKEN_TTL_S)[0]
-    if not _at_terminal():
-        raise click.UsageError(
-            f"no token: there is no {data_dir / 'secret'} (start the server there, or name its --data-dir), "
-            "and neither --token nor HONGYAN_TOKEN is given"
-        )
-    return _login(http_url, user, getpass.getpass(f"Password of {user}: "))
-
-
-def _login(http_url: str, user: str, password: str) -> str:
-    """A token from `POST /api/v1/auth/login`. Raises ClickException."""
-    body = msgspec.json.encode({"user_id": user, "password": password})
-    request = urllib.request.Request(
-        f"{http_url.rstrip('/')}/api/v1/auth/login", body, {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=15) as answer:
-            return str(msgspec.json.decode(answer.read())["token"])
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read().decode("utf-8", "replace")
-        raise click.ClickException(f"login refused: HTTP {error.code} {text[:300]}") from None
-    except urllib.error.URLError as error:
-        raise click.ClickException(f"cannot reach {http_url}: {error.reason}") from None
-
-
 def _default_device(user: str, data_dir: Path, url: str) -> str:
     """The same at every start, so that what was missed arrives: by user and server on this machine."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hongyan"
-    file = state / "device"
     try:
-        machine = file.read_text().strip()
-    except OSError:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        machine = _machine(state / "hongyan" / "device")
+    except (OSError, RuntimeError):  # a read-only home, or none: the directory and address alone must do
         machine = ""
-    if not machine:
-        machine = secrets.token_hex(8)
-        try:
-            state.mkdir(parents=True, exist_ok=True)
-            file.write_text(machine + "\n")
-        except OSError:  # a read-only home: the directory and address alone must do
-            machine = ""
     place = f"{machine}|{data_dir.resolve()}|{url}|{user}"
     return "cli-" + hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _machine(file: Path) -> str:
+    """A name for this machine, made at the first call; of two first calls at once both get the same."""
+    if not (found := _text(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f"device-{secrets.token_hex(8)}")
+        fresh.write_text(fresh.name)
+        try:
+            os.link(fresh, file)  # whole or not at all
+        except FileExistsError:
+            if not _text(file):  # left empty by a full disk
+                fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
+        found = _text(file)
+    return found
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8", "backslashreplace").strip()
+    except FileNotFoundError:
+        return ""

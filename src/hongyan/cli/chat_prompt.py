@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from hongyan.cli.chat_script import shown, split_address
+from hongyan.cli.chat_text import cleaned, shown, split_address, why_lost
 from hongyan.client import Client, ClientError, Closed, Event, Message
 from hongyan.client.connection import TokenProvider
 from hongyan.protocol.names import is_group_address, is_user_address
@@ -19,10 +23,11 @@ HELP = """\
   hello              say it to the one you talk to
   @bob hello         say it to @bob (or #team hello), and go on talking there
   /to @bob           talk to @bob from now on
+  /say #1 is mine    say it as it is, though it begins with / or an address
   /create #team [name]   /join #team   /leave [#team]   /invite @bob [#team]
   /history [n]       the last n messages here (default 20)
   /who               who is online of those here
-  /help   /quit      (Ctrl-D and Ctrl-C leave as well)"""
+  /help   /quit      (Ctrl-D and Ctrl-C leave as well; Ctrl-Z suspends)"""
 DIM, BOLD, CYAN, RED = "2", "1", "36", "31"
 
 
@@ -34,7 +39,7 @@ class Prompt:
         self._client = Client(url, token, device, platform="cli", in_order=True, connect_timeout=None)
         self._url = url
         self._to = to
-        self._colours = sys.stdout.isatty()
+        self._colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._sending: set[asyncio.Task[None]] = set()
         self._met: dict[str, None] = {}
         self._commands: dict[str, Callable[[list[str]], Awaitable[None]]] = {
@@ -43,52 +48,75 @@ class Prompt:
         }  # fmt: skip
 
     async def run(self) -> int:
-        """Raises Closed when the server ends the session for good."""
+        """Raises Closed when the server ends the session for good. Leaves the terminal as it was."""
+        loop = asyncio.get_running_loop()
         with patch_stdout(raw=True):
-            background = [asyncio.create_task(self._events())]
+            loop.set_exception_handler(self._fault)
             typing = asyncio.create_task(self._type())
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, typing.cancel)
+            talking = asyncio.create_task(self._talk())
             try:
-                entering = asyncio.create_task(self._client.__aenter__())
-                await asyncio.wait((entering, typing), return_when=asyncio.FIRST_COMPLETED)
-                if not entering.done():  # left before the server was ever reached
-                    entering.cancel()
-                    await asyncio.gather(entering, return_exceptions=True)
-                    return 0
-                await entering
-                receiver = asyncio.create_task(self._messages())
-                background.append(receiver)
-                await asyncio.wait((typing, receiver), return_when=asyncio.FIRST_COMPLETED)
-                if receiver.done():
-                    receiver.result()
-                if self._sending:
+                await asyncio.wait((typing, talking), return_when=asyncio.FIRST_COMPLETED)
+                if talking.done():
+                    talking.result()
+                if typing.done() and not typing.cancelled():
+                    typing.result()
+                if self._sending and self._client.connected:
                     await asyncio.wait(self._sending, timeout=3)
-                    if self._sending:
-                        self._say(f"{len(self._sending)} not acknowledged; may not have arrived", RED)
-                        return 1
-                return 0
+                if self._sending:
+                    self._say(f"{len(self._sending)} not acknowledged; may not have arrived", RED)
+                return 1 if self._sending else 0
             finally:
-                for task in (typing, *background, *self._sending):
+                tasks = (typing, talking, *self._sending)
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(typing, *background, *self._sending, return_exceptions=True)
-                self._client.confirm()
-                await self._client.close()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _talk(self) -> None:
+        """Until the server ends the session for good."""
+        events = asyncio.create_task(self._events())
+        try:
+            async with self._client:
+                await self._messages()
+        finally:
+            events.cancel()
+            await asyncio.gather(events, return_exceptions=True)
+
+    def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A key that the line editor does not understand, or a bug: a line about it, and chat goes on."""
+        self._say(f"a fault of chat's own: {context.get('exception') or context['message']!r}", RED)
 
     # the three sources
 
+    def _prompt(self) -> str:
+        return f"{self._to or '(nobody: /to @bob)'}> "
+
     async def _type(self) -> None:
-        session: PromptSession[str] = PromptSession()
+        session: PromptSession[str] = PromptSession(key_bindings=_keys(), enable_suspend=True)
         self._say("/help shows what you can type", DIM)
         while True:
             try:
-                line = (await session.prompt_async(lambda: f"{self._to or '(nobody: /to @bob)'}> ")).strip()
+                typed = await session.prompt_async(
+                    self._prompt, set_exception_handler=False, handle_sigint=False
+                )
             except (EOFError, KeyboardInterrupt):
                 return
+            try:
+                line = cleaned(typed)
+            except ValueError as error:
+                self._say(str(error), RED)
+                continue
             if line in ("/quit", "/exit", "/q"):
                 return
-            if line.startswith("/"):
+            command, _, rest = line.partition(" ")
+            if command == "/say":
+                self._post(self._to, rest.strip())
+            elif command.startswith("/"):
                 await self._command(line)
-            elif line:
-                self._post(line)
+            else:
+                to, text = split_address(line)
+                self._post(to or self._to, text)
 
     async def _messages(self) -> None:
         async for message in self._client.messages():
@@ -101,8 +129,9 @@ class Prompt:
 
     # what is typed
 
-    def _post(self, line: str) -> None:
-        to, text = split_address(line, self._to)
+    def _post(self, to: str | None, text: str) -> None:
+        if not text:
+            return
         if to is None:
             self._say("whom to? /to @bob, or: @bob hello", RED)
             return
@@ -118,8 +147,8 @@ class Prompt:
         try:
             ack = await self._client.send(to, text)
             self._say(f"✓ {to} #{ack.seq}  {shown(text)}", DIM)
-        except Closed:
-            pass  # the receiver tells it
+        except Closed:  # why, is told at the end
+            self._say(f"✗ {to} not acknowledged; may not have arrived: {shown(text)}", RED)
         except ClientError as error:
             self._say(f"✗ not sent to {to}: {error}", RED)
 
@@ -199,7 +228,7 @@ class Prompt:
         if event.type == "connected":
             self._say(f"connected to {self._url} as {data['user_id']}", DIM)
         elif event.type == "disconnected":
-            why = shown(data["reason"]) or f"code {data['code']}"
+            why = why_lost(data["code"], data["reason"])
             self._say(f"not connected ({why}); trying again in {data['retry_in_s']:.1f} s", RED)
         elif event.type == "group_event":
             self._say(f"{data['group']}: {data['user']} {data['event']}", DIM)
@@ -220,6 +249,13 @@ class Prompt:
 
     def _paint(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if colour and self._colours else text
+
+
+def _keys() -> KeyBindings:
+    """`ESC [31m`, typed or pasted, looks like a mouse to the line editor, and it fails on that."""
+    keys = KeyBindings()
+    keys.add(Keys.Vt100MouseEvent)(lambda event: None)
+    return keys
 
 
 def _presence(online: bool, last_seen: int | None) -> str:

@@ -6,6 +6,7 @@ Lines keep their order whatever happens: one unanswered send a conversation, pac
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -13,27 +14,13 @@ import sys
 import threading
 from typing import Any
 
-import click
-
-from hongyan.client import Client, ClientError, Closed, Message
+from hongyan.cli.chat_login import at_terminal
+from hongyan.cli.chat_text import shown, split_address, why_lost
+from hongyan.client import Client, Message, RequestRefused, TooLarge
 from hongyan.client.connection import TokenProvider
-from hongyan.protocol.names import is_group_address, is_user_address
 
 WINDOW = 64  # lines read ahead of their acks
-
-
-def split_address(line: str, to: str | None) -> tuple[str | None, str]:
-    """`@bob hello` goes to @bob; any other line to `to`."""
-    head, _, rest = line.partition(" ")
-    if rest and (is_user_address(head) or is_group_address(head)):
-        return head, rest
-    return to, line
-
-
-def shown(content: Any) -> str:
-    """Content as one line: text as it is (control characters spelled out), anything else as JSON."""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+MAX_LINE = 1 << 20  # bytes that are kept of a line; no server takes as many
 
 
 class Script:
@@ -49,13 +36,15 @@ class Script:
         self._to = to
         self._json = as_json
         self._listen, self._wait, self._count = listen, wait, count
-        self._received = 0
         self._failed = False
+        self._left = 0
         self._enough = asyncio.Event()
         self._room = asyncio.Semaphore(WINDOW)
+        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()  # None: the end
 
     async def run(self) -> int:
-        """Raises ClientError, click.UsageError."""
+        """Raises ClientError."""
+        _never_fail_on_text(self._json)
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
@@ -71,13 +60,15 @@ class Script:
                     receiver.cancel()
                     await asyncio.gather(receiver, return_exceptions=True)
         except asyncio.CancelledError:  # Ctrl-C: leaving is no failure unless something was left behind
-            return 1 if self._failed or self._client.unacknowledged else 0
+            return 1 if self._failed or self._left else 0
         except BrokenPipeError:
             sys.stdout = None  # nobody reads; do not complain at exit either
             return 1
         finally:
             troubles.cancel()
             await asyncio.gather(troubles, return_exceptions=True)
+            if self._left:
+                print(f"{self._left} not acknowledged; may not have arrived", file=sys.stderr, flush=True)
         return 1 if self._failed else 0
 
     async def _tell_troubles(self) -> None:
@@ -88,7 +79,7 @@ class Script:
                 told = False
             elif event.type == "disconnected" and not told:
                 told = True
-                why = shown(event.data["reason"]) or f"closed with {event.data['code']}"
+                why = why_lost(event.data["code"], event.data["reason"])
                 print(f"no connection to {self._url}: {why}; trying again", file=sys.stderr, flush=True)
 
     async def _until(self, receiver: asyncio.Task[None], work: Any) -> None:
@@ -104,59 +95,57 @@ class Script:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _work(self) -> None:
-        sending: set[asyncio.Task[None]] = set()
-        lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        number = 0
-        room = threading.Semaphore(WINDOW)
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_read_lines, args=(loop, lines, room), daemon=True).start()
-        while (line := await lines.get()) is not None:
-            room.release()
-            number += 1
-            try:
-                decoded = line.decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                self._failed = True
-                why = f"line {number} is not UTF-8 ({error.reason} at byte {error.start + 1}): not sent"
-                self._put(
-                    {"event": "error", "line": number, "code": "malformed", "text": why}, why, error=True
-                )
-                continue
-            if not decoded.strip():
-                continue
-            to, text = split_address(decoded, self._to)
-            if to is None:
-                raise click.UsageError("whom to? give --to @user or --to '#group', or start the line with it")
-            await self._room.acquire()
-            task = asyncio.create_task(self._send(to, text))
-            sending.add(task)
-            task.add_done_callback(sending.discard)
-        if sending:
-            await asyncio.gather(*sending)
-        if self._count is not None:
-            stay: float | None = self._wait
-        elif self._listen:
-            stay = None
-        elif self._wait is not None:
-            stay = self._wait
-        else:
+        try:
+            async with asyncio.TaskGroup() as sends:
+                await self._send_lines(sends)
+        except BaseExceptionGroup as group:  # closed for good, or nobody reads our output any more
+            raise group.exceptions[0] from None
+        if self._count is None and not self._listen and self._wait is None:
             return
         try:
-            async with asyncio.timeout(stay):
+            async with asyncio.timeout(self._wait if self._count is not None or not self._listen else None):
                 await self._enough.wait()
         except TimeoutError:
             self._failed = self._failed or self._count is not None
 
-    async def _send(self, to: str, text: str) -> None:
+    async def _send_lines(self, sends: asyncio.TaskGroup) -> None:
+        number = 0
+        room = threading.Semaphore(WINDOW)
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_read_lines, args=(loop, self._lines, room), daemon=True).start()
+        while (line := await self._lines.get()) is not None:
+            room.release()
+            number += 1
+            if len(line) > MAX_LINE:
+                self._not_sent(number, "too_large", f"above {MAX_LINE} bytes")
+                continue
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                self._not_sent(number, "malformed", f"not UTF-8 ({error.reason} at byte {error.start + 1})")
+                continue
+            if not text.strip():
+                continue
+            # With --to a line goes as it is, whatever it begins with: it may be a log's or a program's.
+            to, text = (self._to, text) if self._to is not None else split_address(text)
+            if to is None:
+                self._not_sent(
+                    number, "malformed", "it begins with no address (@bob hello), and there is no --to"
+                )
+                continue
+            await self._room.acquire()
+            sends.create_task(self._send(number, to, text))
+
+    async def _send(self, line: int, to: str, text: str) -> None:
         try:
             ack = await self._client.send(to, text)
-        except Closed:
+        except RequestRefused as error:
+            self._not_sent(line, error.code, error.text, to=to, content=text)
+        except TooLarge as error:
+            self._not_sent(line, "too_large", str(error), to=to, content=text)
+        except BaseException:  # interrupted, or the client is closed
+            self._left += 1
             raise
-        except ClientError as error:
-            self._failed = True
-            code = getattr(error, "code", type(error).__name__)
-            self._put({"event": "error", "to": to, "content": text, "code": code, "text": str(error)},
-                      f"not sent to {to}: {error}", error=True)  # fmt: skip
         else:
             self._put({"event": "ack", "conversation": ack.conversation, "seq": ack.seq, "key": ack.key,
                        "message_id": ack.message_id, "timestamp": ack.timestamp, "duplicate": ack.duplicate,
@@ -164,15 +153,23 @@ class Script:
         finally:
             self._room.release()
 
+    def _not_sent(self, line: int, code: str, text: str, **sent: str) -> None:
+        self._failed = True
+        where = f" to {sent['to']}" if sent else ""
+        self._put({"event": "error", "line": line, "code": code, "text": text, **sent},
+                  f"line {line} not sent{where}: {code}: {text}", error=True)  # fmt: skip
+
     async def _receive(self) -> None:
+        received = 0
         async for message in self._client.messages():
-            if self._count is not None and self._received >= self._count:
-                await asyncio.Event().wait()  # the rest stays unacknowledged, for the next run
             self._show(message)
-            self._received += 1
-            if self._received == self._count:
+            received += 1
+            if received == self._count:  # the rest is not taken: it stays for the next run
                 self._client.confirm()
                 self._enough.set()
+                if at_terminal():  # nobody at a keyboard thinks of ending it
+                    self._lines.put_nowait(None)
+                return
 
     def _show(self, message: Message) -> None:
         self._put(
@@ -187,6 +184,13 @@ class Script:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         elif text is not None:
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _never_fail_on_text(as_json: bool) -> None:
+    """JSON is UTF-8 (RFC 8259 §8.1); people get what their locale cannot write spelled out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8" if as_json else None, errors="backslashreplace")
 
 
 def _read_lines(
@@ -207,6 +211,7 @@ def _read_lines(
                 put(bytes(rest) + line)
                 rest.clear()
             rest += last
+            del rest[MAX_LINE + 1 :]
         if rest:
             put(bytes(rest))
         loop.call_soon_threadsafe(lines.put_nowait, None)

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from hongyan.config import ConfigError, load
-
-_WRONG = 2  # the exit code of a wrong command line, and of a wrong setting from anywhere
+from hongyan.cli.faults import wrong_settings_named
+from hongyan.config import load
 
 
 @click.command()
@@ -44,13 +43,8 @@ def serve(config: Path | None, **flags: Any) -> None:
       hongyan serve --port 9000 --http-port 9001 --data-dir /var/lib/hongyan
       hongyan serve --config hongyan.toml --log-format json
     """
-    try:
+    with wrong_settings_named("serve"):
         settings = load({name: value for name, value in flags.items() if value is not None}, config)
         from hongyan.app import run  # after the settings: a wrong flag is answered at once
 
-        code = run(settings)
-    except ConfigError as error:
-        for fault in str(error).splitlines():
-            click.echo(f"hongyan serve: {fault}", err=True)
-        code = _WRONG
-    sys.exit(code)
+        sys.exit(run(settings))

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from hongyan.auth import TokenSigner
-from hongyan.config import ConfigError, load
+from hongyan.cli.faults import wrong_settings_named
+from hongyan.config import ConfigError, Settings, load
 from hongyan.datadir import read_secret
 from hongyan.errors import DataDirectoryError
 from hongyan.protocol.names import is_id, is_reserved
@@ -33,6 +34,16 @@ def _ids(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...])
             hint = f"; write {user[1:]}" if user.startswith("@") and is_id(user[1:]) else ""
             raise click.BadParameter(f"{user!r} is no user id: 1 to 64 of A-Za-z0-9_.-{hint}")
     return value
+
+
+def own_signer(settings: Settings) -> TokenSigner:
+    """For tokens that a server with these settings takes. Makes the data directory's secret if there is none.
+    Raises ConfigError, DataDirectoryError, OSError."""
+    if settings.jwt_public_key is not None and not settings.registration_on:
+        raise ConfigError(
+            "jwt_public_key: this server takes only tokens of whoever holds that key's private half"
+        )
+    return TokenSigner(settings, read_secret(settings.data_dir))
 
 
 @click.command()
@@ -60,22 +71,15 @@ def token(users: tuple[str, ...], data_dir: str | None, ttl: int, config: Path |
       hongyan token alice bob --ttl 7d --data-dir /var/lib/hongyan
     """
     try:
-        settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
-        if settings.jwt_public_key is not None and not settings.registration_on:
-            raise ConfigError(
-                "jwt_public_key: this server takes only tokens of whoever holds that key's private half"
-            )
-        new = not settings.data_dir.exists()
-        signer = TokenSigner(settings, read_secret(settings.data_dir))
+        with wrong_settings_named("token"):
+            settings = load({} if data_dir is None else {"data_dir": data_dir}, config)
+            new = not settings.data_dir.exists()
+            signer = own_signer(settings)
         if new:  # right before the first start, else a slip of the pen
             click.echo(
                 f"hongyan token: {settings.data_dir} is new: only a server started on it takes these tokens",
                 err=True,
             )
-    except ConfigError as error:
-        for fault in str(error).splitlines():
-            click.echo(f"hongyan token: {fault}", err=True)
-        raise SystemExit(2) from None
     except (DataDirectoryError, OSError) as error:
         click.echo(f"hongyan token: {error}", err=True)
         raise SystemExit(1) from None

@@ -55,6 +55,7 @@ class Client(Calls):
         self._request_timeout = request_timeout
         self._runner: asyncio.Task[None] | None = None
         self._current: Ready | None = None
+        self._taker: asyncio.Task[Any] | None = None
 
     # life
 
@@ -79,13 +80,14 @@ class Client(Calls):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an exception the message in the application's hands counts as not taken: it comes again.
-        if kind is None:
+        # What this very task took and left without an error is done with. After an error, or in the hands of
+        # another task (perhaps cancelled half-way, perhaps never looked at), it is not: it comes again.
+        if kind is None and self._taker is asyncio.current_task():
             self.confirm()
         await self.close()
 
     async def close(self) -> None:
-        """Acknowledge what was taken and close. Sends without an ack are given up. Twice is fine."""
+        """Acknowledge what is taken care of and close. Sends without an ack are given up. Twice is fine."""
         try:
             async with asyncio.timeout(2):
                 await self._link.flush_acks()
@@ -119,8 +121,9 @@ class Client(Calls):
     async def messages(self) -> AsyncIterator[Message]:
         """Each message once, in seq order per conversation; not those that this client sent itself.
 
-        Asking for the next one says that the last is taken care of: only then is it acknowledged, so a
-        process that dies in between is given it again at its next start. One consumer at a time.
+        Asking for the next one, or `confirm()`, says that the last is taken care of: only then is it
+        acknowledged, and until then it comes again at the next start. So does leaving the `async with`
+        without an exception, for the task that took it. One consumer at a time.
         """
         link = self._link
         while True:
@@ -132,7 +135,7 @@ class Client(Calls):
                     raise link.failure
                 link.arrived.clear()
                 await link.arrived.wait()
-            self._current = ready
+            self._current, self._taker = ready, asyncio.current_task()
             yield ready[1]
 
     def confirm(self) -> None:
@@ -172,30 +175,25 @@ class Client(Calls):
         JSON. Cancelling gives up the wait; what has reached the server may still be stored.
         """
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        await self._window.acquire()
-        link = self._link
-        if link.failure is not None:
-            self._window.release()
-            raise link.failure
-        waiter: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
-        key = message_id or secrets.token_urlsafe(16)
-        send = Send(key, to, content_type, msgspec.Raw(text), waiter)
-        if key in link.outbox:
-            self._window.release()
-            raise ValueError(f"message_id {key!r} is being sent already")
-        if link.max_frame and len(send.frame()) > link.max_frame:
-            self._window.release()
-            raise TooLarge(f"{send.size} bytes; this server takes {link.max_frame}")
-        link.outbox.add(send)
-        link.wake.set()
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            # Given up by the caller: not resent after a reconnect, or it would arrive at a surprising time.
-            link.outbox.give_up(key)
-            raise
-        finally:
-            self._window.release()
+        async with self._window:
+            link = self._link
+            if link.failure is not None:
+                raise link.failure
+            waiter: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+            key = message_id or secrets.token_urlsafe(16)
+            send = Send(key, to, content_type, msgspec.Raw(text), waiter)
+            if key in link.outbox:
+                raise ValueError(f"message_id {key!r} is being sent already")
+            if link.max_frame and len(send.frame()) > link.max_frame:
+                raise TooLarge(f"{send.size} bytes; this server takes {link.max_frame}")
+            link.outbox.add(send)
+            link.wake.set()
+            try:
+                return await waiter
+            except asyncio.CancelledError:
+                # Given up by the caller: not resent after a reconnect, or it would arrive at a surprising time.
+                link.outbox.give_up(key)
+                raise
 
     async def request(self, type_: str, data: dict[str, Any], *, repeatable: bool = True) -> dict[str, Any]:
         """Any other request; returns the answer's `data`. Repeated after a reconnect if `repeatable`.

@@ -63,8 +63,6 @@ class Connector:
                 await self._once()
         except Closed as error:
             self._link.fail(error)
-        except asyncio.CancelledError:
-            raise
         except (
             Exception
         ) as error:  # a token provider that raises, or a fault of ours: waiters must learn of it
@@ -75,8 +73,8 @@ class Connector:
     async def _once(self) -> None:
         """One connection, from the token to the wait before the next."""
         code, reason, hint = 1006, "", None
-        self._login_error = None
         token = await self._fresh_token()
+        self._login_error = None  # only now: why the last token was refused is told where there is no other
         try:
             async with connect(
                 self.url, subprotocols=[SUBPROTOCOL], compression=None, ping_interval=None,
@@ -181,9 +179,8 @@ class Connector:
                     if error.code in ("busy", "unavailable", "internal"):
                         raise _Refused(error)
                     if error.code in ("invalid_field", "malformed", "too_large"):
-                        raise self._login_refused(
-                            error.text
-                        )  # not closed by the server; the same again is no use
+                        # not closed by the server; the same again is no use
+                        raise self._login_refused(error.text)
 
     async def _pump(self, ws: ClientConnection) -> None:
         """The only writer. Ends the connection when it cannot go on."""

@@ -113,11 +113,6 @@ class Outbox:
         flying = [send for send in self._sends.values() if send.in_flight]
         return self._remove(max(flying, key=lambda send: send.size).key) if flying else None
 
-    def drop(self, key: str) -> Send | None:
-        """Forget a send unless an attempt may have reached the server."""
-        send = self._sends.get(key)
-        return None if send is None or send.in_flight or send.uncertain else self._remove(key)
-
     def give_up(self, key: str) -> Send | None:
         """Forget a send, whatever became of it."""
         return self._remove(key)

@@ -30,11 +30,12 @@ from hongyan.protocol.requests import (
     SendMessage,
 )
 
+_FOREIGN = object()  # an ext value, or a map that is no object: fits no field, and passes where none is read
 _json_decode = msgspec.json.Decoder(AnyRequest).decode
-_msgpack = msgspec.msgpack.Decoder(AnyRequest, ext_hook=lambda code, data: None)
-_any_msgpack = msgspec.msgpack.Decoder(ext_hook=lambda code, data: None)
+_msgpack = msgspec.msgpack.Decoder(AnyRequest, ext_hook=lambda code, data: _FOREIGN)
+_any_msgpack = msgspec.msgpack.Decoder(ext_hook=lambda code, data: _FOREIGN)
 
-_PATH = re.compile(r"at `(?:key in )?\$\.?([^`]*)`")
+_PATH = re.compile(r"at `(?:key` in `)?\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTE = ord('"')
@@ -177,10 +178,14 @@ def _field_error(text: str) -> WireError:
 def _clamped(data: dict[str, Any]) -> dict[str, Any]:
     """Integers past 64 bits as the largest, one level of maps deep: a seq beyond the last is clamped."""
     return {
-        name: _clamped(each) if isinstance(each, dict) and name in ("acks", "cursors")
-        else SEQ_CEILING if type(each) is int and each > SEQ_CEILING else each
+        name: {key: _clamp(inner) for key, inner in each.items()}
+        if isinstance(each, dict) and name in ("acks", "cursors") else _clamp(each)
         for name, each in data.items() if isinstance(name, str)
     }  # fmt: skip
+
+
+def _clamp(value: Any) -> Any:
+    return SEQ_CEILING if type(value) is int and value > SEQ_CEILING else value
 
 
 def _ref(value: dict[Any, Any]) -> str | None:
@@ -206,4 +211,4 @@ def _quiet(raw: bytes) -> Any:
     try:
         return _any_msgpack.decode(raw)
     except Exception:
-        return None
+        return _FOREIGN

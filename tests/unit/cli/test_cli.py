@@ -153,3 +153,25 @@ def test_token_of_a_foreign_directory_is_an_error_not_a_traceback(run):
 
 def test_chat_is_there(run):
     assert run("chat", "--help").exit_code == 0
+
+
+def test_chat_keeps_its_device_whatever_the_state_directory_is_like(monkeypatch, tmp_path):
+    from hongyan.cli.chat import _default_device
+
+    def device(state: Path, user: str = "alice") -> str:
+        monkeypatch.setenv("XDG_STATE_HOME", str(state))
+        return _default_device(user, Path("d"), "ws://h/ws")
+
+    first = device(tmp_path / "a")
+    assert device(tmp_path / "a") == first
+    assert first not in (device(tmp_path / "a", "bob"), device(tmp_path / "b"))
+    assert [each.name for each in (tmp_path / "a/hongyan").iterdir()] == ["device"]
+    (tmp_path / "a/hongyan/device").write_text("")
+    assert first != device(tmp_path / "a") == device(tmp_path / "a")
+    assert len({device(tmp_path / name) for name in ("a", "b", "c")}) == 3
+    garbage = tmp_path / "garbage"
+    (garbage / "hongyan").mkdir(parents=True)
+    (garbage / "hongyan" / "device").write_bytes(b"\xff\xfe")
+    assert device(garbage) == device(garbage)
+    (tmp_path / "file").write_text("")
+    assert device(tmp_path / "file") == device(tmp_path / "file")

@@ -416,3 +416,36 @@ def test_the_messagepack_scan_accepts_what_the_decoder_accepts(raw: bytes) -> No
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError):
         return
     assert msgpack_scan.is_valid(raw)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "field"),
+    [
+        ("history", {"conversation": "@bob"}, "before"),
+        ("history", {"conversation": "@bob"}, "limit"),
+        ("sync_offline", {}, "page"),
+        ("sync_offline", {}, "cursors"),
+        ("create_group", {}, "group"),
+        ("presence", {"users": []}, "subscribe"),
+        ("ack", {"conversation": "@bob", "seq": 1}, "seq"),
+        ("send_message", {"to": "@bob", "content_type": "text", "content": 1}, "retry"),
+    ],
+)
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        msgspec.msgpack.Ext(1, b"a"),
+        msgspec.msgpack.Ext(-1, bytes(4)),
+        {(1,): 1},
+        {1: 1},
+        {"a": msgspec.msgpack.Ext(1, b"")},
+    ],
+    ids=["ext", "timestamp", "array as a key", "int as a key", "ext inside"],
+)
+def test_what_json_has_not_is_a_wrong_field_and_never_one_left_out(
+    kind: str, data: dict[str, Any], field: str, foreign: Any
+) -> None:
+    code, at, ref = refused(MSGPACK, kind, data | {field: foreign}, message_id="m")
+    assert (code, ref) == ("invalid_field", "m")
+    assert at is not None and at.startswith(f"data.{field}")
+    assert request(MSGPACK, kind, data | {"unknown": foreign}, message_id="m").message_id == "m"
