@@ -203,25 +203,27 @@ def _login(state: Overlay, record: records.Login) -> Outcome:
 
 def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
     """Move cursors forward: never back, never past the last `seq`, never in a foreign conversation."""
-    memberships, view = state.changes.memberships, state.view
-    whose, user, remembered = None, None, frozenset[int]()
+    memberships, conversations = state.changes.memberships, state.changes.conversations
+    stored, stored_conversation = state.view.membership, state.view.conversation
+    whose = number = None
+    remembered = frozenset[int]()
     for name, device_id, conversation, seq in record.acks:
-        if name != whose:  # a user's acknowledgements stand together
-            whose, user = name, state.user(name)
-            remembered = frozenset([device.number for device in user.devices.values()] if user else ())
-        device = user.devices.get(device_id) if user is not None else None
-        if user is None or device is None:
+        if (name, device_id) != whose:  # a device's acknowledgements stand together
+            whose = (name, device_id)
+            number, remembered = _device_in_use(state, name, device_id, record.at)
+        if number is None:
             continue
-        if record.at - device.last_used > USED_EVERY_MS:
-            user = _used(state, name, user, device_id, record.at)
         at = (name, conversation)
-        row = memberships[at] if at in memberships else view.membership(name, conversation)
-        of = state.conversation(conversation) if row is not None and row.position else None
-        if row is None or of is None:
+        row = memberships[at] if at in memberships else stored(name, conversation)
+        if row is None or not row.position:
             continue
-        seq = min(seq, of.last_seq)
-        if seq >= row.first_seq and seq > row.cursor(device.number):
-            memberships[at] = row.moved(device.number, seq, remembered)
+        of = conversations.get(conversation) or stored_conversation(conversation)
+        if of is None:
+            continue
+        if seq > of.last_seq:
+            seq = of.last_seq
+        if seq >= row.first_seq and seq > row.cursor(number):
+            memberships[at] = row.moved(number, seq, remembered)
     for name, device_id, ms in record.seen:
         user = state.user(name)
         if user is None:
@@ -229,6 +231,17 @@ def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
         user = _used(state, name, user, device_id, ms)
         state.changes.users[name] = msgspec.structs.replace(user, last_seen=max(ms, user.last_seen))
     return Done()
+
+
+def _device_in_use(state: Overlay, name: str, device_id: str, at: int) -> tuple[int | None, frozenset[int]]:
+    """The device's number, noting that it was in use, and those of all the user's devices; None: forgotten."""
+    user = state.user(name)
+    device = user.devices.get(device_id) if user is not None else None
+    if user is None or device is None:
+        return None, frozenset()
+    if at - device.last_used > USED_EVERY_MS:
+        user = _used(state, name, user, device_id, at)
+    return device.number, frozenset([each.number for each in user.devices.values()])
 
 
 def _used(state: Overlay, name: str, user: User, device_id: str, at: int) -> User:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -129,8 +129,8 @@ class Fanout:
     def _stored(self, session: int, message: Message) -> None:
         """Acknowledge to `session`, push to everyone else."""
         key, sender = message.conversation, message.sender
-        direct = key[0] != "#"
-        if direct:
+        own_address = "@" + sender
+        if direct := key[0] != "#":
             a, _, b = key.partition("|")
             address = "@" + (b if a == sender else a)
         else:
@@ -144,22 +144,19 @@ class Fanout:
             self._push(origin, frames.message(codec.binary, payload))
             counters.acks_sent += 1
         topics = self.topics
-        to = topics.get(address)
-        if not direct:
-            if to is None:
-                return
-            own = topics.get("@" + sender)
-            if own is not None and (len(own) > 1 or origin not in own):
+        to, own = topics.get(address), topics.get(own_address)
+        if own is not None and len(own) == 1 and origin in own:
+            own = None  # no other session of the sender's
+        if direct:
+            if to is not None and address != own_address:
+                self._spread(to, own_address, message, None, False)
+            if own is not None:
+                self._spread(own, address, message, origin, True)
+        elif to is not None:
+            if own is not None:
                 self._spread(own & to, key, message, origin, True)
                 to = to - own
             self._spread(to, key, message, origin, False)
-            return
-        own_address = "@" + sender
-        if to is not None and address != own_address:
-            self._spread(to, own_address, message, origin, False)
-        own = topics.get(own_address)
-        if own is not None and (len(own) > 1 or origin not in own):
-            self._spread(own, address, message, origin, True)
 
     def _other(self, session: int, record: Record, outcome: Outcome) -> None:
         if isinstance(outcome, GroupChanged):
@@ -180,11 +177,18 @@ class Fanout:
             self._push(connection, connection.error_frame(error, record.key))
 
     def _spread(
-        self, to: Iterable[Connection], address: str, message: Message, origin: Connection | None, own: bool
+        self, to: Set[Connection], address: str, message: Message, origin: Connection | None, own: bool
     ) -> None:
         """Push to all but the origin, encoded once a codec. `own`: they are the sender's."""
+        counters = self.counters
+        if len(to) == 1 and origin is None:  # a direct chat, mostly
+            (connection,) = to
+            codec = connection.codec
+            self._push(connection, frames.message(codec.binary, codec.message(address, message, own)))
+            counters.pushes += 1
+            return
         made: dict[Codec, bytes] = {}
-        touched, pushed = self._touched, 0
+        touched = self._touched
         for connection in to:
             if connection is origin:
                 continue
@@ -197,8 +201,7 @@ class Fanout:
             if not outbox.frames or outbox.held:
                 touched.append(connection)
             outbox.frames.append(frame)
-            pushed += 1
-        self.counters.pushes += pushed
+            counters.pushes += 1
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:

@@ -62,17 +62,23 @@ class Membership(msgspec.Struct, array_like=True, frozen=True):
 
     def cursor(self, device: int) -> int:
         """The highest seq that the device (by number) has acknowledged or started at; 0: none."""
-        found = self.cursors.get(device)
-        return max(self.cursors.values(), default=0) if found is None else found
+        cursors = self.cursors
+        if device in cursors or not cursors:
+            return cursors.get(device, 0)
+        return max(cursors.values())
 
     def moved(self, device: int, seq: int, remembered: Set[int]) -> Membership:
         """The row with the device at `seq`, and where each of the user's `remembered` devices stands said
         by an entry; those of forgotten devices are dropped."""
-        cursors = self.cursors
-        if cursors.keys() != remembered:
-            furthest = max(cursors.values(), default=0)
-            cursors = {number: cursors.get(number, furthest) for number in sorted(remembered)}
-        return Membership(self.first_seq, self.joined_at, self.position, {**cursors, device: seq})
+        if len(remembered) == 1:  # it is this device
+            cursors = {}
+        else:
+            cursors = self.cursors.copy()
+            if cursors.keys() != remembered:
+                furthest = max(cursors.values(), default=0)
+                cursors = {number: cursors.get(number, furthest) for number in sorted(remembered)}
+        cursors[device] = seq
+        return Membership(self.first_seq, self.joined_at, self.position, cursors)
 
 
 class Device(msgspec.Struct, array_like=True, frozen=True):
