@@ -53,4 +53,4 @@ class Fold:
         return self.batch([records.Leave(self.id(), self.now, user, group)])[0]
 
     def ack(self, user: str, conversation: str, seq: int, device: str = "d") -> None:
-        self.batch([records.Cursors(self.id(), self.now, [(user, device, conversation, seq)], [])])
+        self.batch([records.Cursors(self.id(), self.now, [(user, device, {conversation: seq})], [])])

@@ -22,7 +22,7 @@ EVERY_KIND = [
     r.Register(6, 2, "alice", "$argon2id$…"),
     r.Login(7, 2, "alice", "d1", "web"),
     r.DedupWindow(9, 2, 300_000, 200_000),
-    r.Cursors(8, 2, [("alice", "d1", "alice|bob", 4)], [("alice", "d1", 5)]),
+    r.Cursors(8, 2, [("alice", "d1", {"alice|bob": 4})], [("alice", "d1", 5)]),
 ]
 
 Opener = Callable[[], Awaitable[Journal]]

@@ -163,6 +163,31 @@ async def test_a_deleted_row_is_gone_and_may_come_again(
     assert store.members("#g1", after=2) == [(5, "u5"), (6, "u3")]
 
 
+@pytest.mark.parametrize("written", [1, 2, 3, 7, 12], ids=lambda count: f"in runs of {count}")
+async def test_find_sees_the_first_messages_of_a_conversation_and_the_later_ones(
+    reopen: Opener, written: int
+) -> None:
+    """However they were written down: the first ones may be indexed in another way."""
+    store = await reopen()
+    keys = ["a", "b", "a", "c", "d", "b", "e", "e", "f", "a", "g", "h"]  # seqs 1 to 12; some used again
+    senders = ["x", "y", "x", "x", "x", "y", "x", "y", "x", "y", "x", "x"]
+    rows = [message("#t", seq, keys[seq - 1], senders[seq - 1]) for seq in range(1, 13)]
+    for first in range(0, 12, written):
+        batch = rows[first : first + written]
+        store.apply(batch[-1].seq, changes(*batch))
+        await store.sync()
+    newest = {(row.sender, row.key): row for row in rows}
+    for again in range(2):
+        store = await reopen() if again else store
+        for (sender, key), row in newest.items():
+            found = store.find(sender, "#t", key)
+            assert found is not None
+            assert (found.seq, found.id, found.at) == (row.seq, row.id, row.at)
+        for absent in ("x", "b"), ("y", "c"), ("z", "a"), ("x", "i"):
+            assert store.find(absent[0], "#t", absent[1]) is None
+        assert store.find("x", "#u", "a") is None
+
+
 @everywhere
 async def test_find_gives_the_newest_of_a_key_and_confuses_no_two(
     reopen: Opener, settle: Any, where: str

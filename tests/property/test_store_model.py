@@ -77,7 +77,8 @@ class StoreLife(RuleBasedStateMachine):
             elif kind == "conversation":
                 name, number = rest
                 of = batch.conversations.get(name) or self.model.conversation(name) or Conversation(0, 0)
-                made = changes(conversations={name: Conversation(of.last_seq, of.last_at, f"n{number}")})
+                row_ = Conversation(of.last_seq, of.last_at, f"n{number}")
+                made = changes(conversations={name: row_} if name[0] == "#" else {})
             elif kind == "user":
                 made = changes(users={rest[0]: User(rest[1])})
             elif kind == "membership":

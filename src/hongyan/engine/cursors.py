@@ -82,13 +82,14 @@ class CursorQueue:
                     continue
                 try:
                     record = Cursors(self._new_id(), now, acks, seen)
-                    await self._submit(record, ENTRY_WEIGHT * (len(acks) + len(seen)))
+                    count = sum([len(of) for _, _, of in acks]) + len(seen)
+                    await self._submit(record, ENTRY_WEIGHT * count)
                 except BaseException:  # cancelled, too: it may be written, and again does no harm
                     self._take_back(seen)
                     raise
                 self._flying = {}
 
-    def _take(self, owners: list[Owner]) -> Iterator[tuple[str, str, str, int]]:
+    def _take(self, owners: list[Owner]) -> Iterator[tuple[str, str, dict[str, int]]]:
         """Move one record's share of the last of `owners` from gathered to flying."""
         room = MAX_ENTRIES
         while owners and room:
@@ -103,8 +104,7 @@ class CursorQueue:
                 acks = dict(islice(acks.items(), room))
             room -= len(acks)
             self._flying[owner] = acks
-            for conversation, seq in acks.items():
-                yield *owner, conversation, seq
+            yield *owner, acks
 
     def _take_back(self, seen: Iterable[tuple[str, str, int]]) -> None:
         for user, device, at in seen:

@@ -205,25 +205,22 @@ def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
     """Move cursors forward: never back, never past the last `seq`, never in a foreign conversation."""
     memberships, conversations = state.changes.memberships, state.changes.conversations
     stored, stored_conversation = state.view.membership, state.view.conversation
-    whose = number = None
-    remembered = frozenset[int]()
-    for name, device_id, conversation, seq in record.acks:
-        if (name, device_id) != whose:  # a device's acknowledgements stand together
-            whose = (name, device_id)
-            number, remembered = _device_in_use(state, name, device_id, record.at)
+    for name, device_id, acks in record.acks:
+        number, remembered = _device_in_use(state, name, device_id, record.at)
         if number is None:
             continue
-        at = (name, conversation)
-        row = memberships[at] if at in memberships else stored(name, conversation)
-        if row is None or not row.position:
-            continue
-        of = conversations.get(conversation) or stored_conversation(conversation)
-        if of is None:
-            continue
-        if seq > of.last_seq:
-            seq = of.last_seq
-        if seq >= row.first_seq and seq > row.cursor(number):
-            memberships[at] = row.moved(number, seq, remembered)
+        for conversation, seq in acks.items():
+            at = (name, conversation)
+            row = memberships[at] if at in memberships else stored(name, conversation)
+            if row is None or not row.position:
+                continue
+            of = conversations.get(conversation) or stored_conversation(conversation)
+            if of is None:
+                continue
+            if seq > of.last_seq:
+                seq = of.last_seq
+            if seq >= row.first_seq and seq > row.cursor(number):
+                memberships[at] = row.moved(number, seq, remembered)
     for name, device_id, ms in record.seen:
         user = state.user(name)
         if user is None:

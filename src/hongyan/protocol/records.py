@@ -92,12 +92,12 @@ class Login(msgspec.Struct, array_like=True, tag="d", frozen=True):
 class Cursors(msgspec.Struct, array_like=True, tag="c", frozen=True):
     """Delivery cursors and last-seen times gathered over about a second.
 
-    `acks`: (user, device, conversation key, seq). `seen`: (user, device, ms).
+    `acks`: (user, device, {conversation key: seq}). `seen`: (user, device, ms).
     """
 
     id: int
     at: int
-    acks: list[tuple[str, str, str, int]]
+    acks: list[tuple[str, str, dict[str, int]]]
     seen: list[tuple[str, str, int]]
 
 

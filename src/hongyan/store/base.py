@@ -24,7 +24,8 @@ class Store(Protocol):
         """Take the changes of the batch that ends at `offset` (> the last). In memory at once,
         on disk later, whole batches in offset order. Never blocks for the disk, never raises for it."""
 
-    def conversation(self, key: str) -> Conversation | None: ...
+    def conversation(self, key: str) -> Conversation | None:
+        """A direct chat's row says what its newest message says, and nothing else."""
 
     def user(self, user: str) -> User | None: ...
 

@@ -28,6 +28,7 @@ from hongyan.store import keys
 from hongyan.store.cache import Cache
 from hongyan.store.options import options
 from hongyan.store.rows import (
+    FIRST,
     decode_conversation,
     decode_membership,
     decode_run,
@@ -278,7 +279,11 @@ class RocksStore:
         row: Conversation | None = self._tail.conversation(key)
         if row is MISSING:
             raw = self._get(keys.conversation(key))
-            row = decode_conversation(raw) if raw is not None else None
+            if raw is not None:
+                row = decode_conversation(raw)
+            else:
+                first = self._first(key) if key[0] != "#" else ()
+                row = Conversation(first[-1].seq, first[-1].at) if first else None
         if row is not None:
             self._conversations.put(key, row)
         return row
@@ -313,7 +318,21 @@ class RocksStore:
         if found is not None:
             return found
         raw = self._get(keys.sent(sender, conversation, key))
-        return decode_sent(raw) if raw is not None else None
+        if raw is not None:
+            return decode_sent(raw)
+        for message in self._first(conversation):
+            if message.sender == sender and message.key == key:
+                found = Sent(message.seq, message.id, message.at)
+        return found
+
+    def _first(self, conversation: str) -> list[Message]:
+        """The first messages on disk: at most FIRST. They are in as many runs or fewer, each of which begins
+        where the one before ends; so no iterator is needed."""
+        found: list[Message] = []
+        prefix = keys.messages(conversation)
+        while len(found) < FIRST and (raw := self._get(prefix + keys.number(len(found) + 1))) is not None:
+            found += decode_run(raw)
+        return found[:FIRST]
 
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         prefix = keys.members(group)

@@ -15,6 +15,10 @@ from hongyan.store.tail import Unit
 RUN_BYTES = 8 * 1024
 RUN_MESSAGES = 64
 
+# Most conversations are short, and rows beside the message itself are half of what one costs. So the first
+# messages of a conversation are found by looking at them, and a direct chat that has no others has no row.
+FIRST = 4
+
 _encode = msgspec.msgpack.Encoder().encode
 decode_run = msgspec.msgpack.Decoder(list[Message]).decode
 decode_conversation = msgspec.msgpack.Decoder(Conversation).decode
@@ -32,9 +36,11 @@ def write_batch(unit: Unit) -> WriteBatch:
         for run in _runs(messages) if len(messages) > 1 else (messages,):
             put(prefix + keys.number(run[0].seq), encode(run))
     for at, sent in unit.sent.items():
-        put(keys.sent(*at), encode(sent))
+        if sent.seq > FIRST:
+            put(keys.sent(*at), encode(sent))
     for key, conversation in unit.conversations.items():
-        put(keys.conversation(key), encode(conversation))
+        if conversation.last_seq > FIRST or key[0] == "#":
+            put(keys.conversation(key), encode(conversation))
     for user, found in unit.users.items():
         put(keys.user(user), encode(found))
     for user, rows in unit.memberships.items():

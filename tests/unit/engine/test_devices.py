@@ -53,7 +53,7 @@ def test_two_moves_and_a_first_login_in_one_batch() -> None:
     fold = with_messages(9, "one")
 
     def acked(seq: int, device: str) -> records.Cursors:
-        return records.Cursors(fold.id(), fold.now, [("alice", device, AB, seq)], [])
+        return records.Cursors(fold.id(), fold.now, [("alice", device, {AB: seq})], [])
 
     fold.batch([
         acked(2, "one"), records.Login(fold.id(), fold.now, "alice", "two", ""), acked(4, "one"),
@@ -228,7 +228,7 @@ def test_cursors_are_those_of_a_model_that_writes_every_start_down(
                 waiting.append(records.Login(id, at, name, device, "", limit, in_use))
                 model.login(name, device, at, limit, in_use)
             case "ack", [str(device), str(conversation), int(seq)]:
-                waiting.append(records.Cursors(id, fold.now, [(name, device, conversation, seq)], []))
+                waiting.append(records.Cursors(id, fold.now, [(name, device, {conversation: seq})], []))
                 model.ack(name, device, conversation, seq)
             case "seen", [str(device)]:
                 waiting.append(records.Cursors(id, fold.now, [], [(name, device, fold.now)]))

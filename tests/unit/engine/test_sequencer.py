@@ -148,7 +148,10 @@ def _records() -> st.SearchStrategy[records.Record]:
         st.builds(records.Invite, ids, at, user, group, st.lists(user, max_size=2)),
         st.builds(
             records.Cursors, ids, at,
-            st.lists(st.tuples(user, st.sampled_from("xy"), target, st.integers(0, 2**70)), max_size=3),
+            st.lists(
+                st.tuples(user, st.sampled_from("xy"), st.dictionaries(target, st.integers(0, 2**70), max_size=3)),
+                max_size=3,
+            ),
             st.lists(st.tuples(user, st.sampled_from("xy"), st.integers(0, 9)), max_size=2),
         ),
     )  # fmt: skip
