@@ -542,3 +542,51 @@ async def test_a_connection_that_cannot_be_written_to_costs_the_others_nothing(m
         with pytest.raises(Exception):  # noqa: B017 - cut off, by whatever name the library has for it
             await alice.push("message")
         await bob.barrier()
+
+
+async def test_what_waits_too_long_behind_another_request_is_answered(monkeypatch):
+    """A send behind a command that does not come back has its answer within ten seconds, the command's time
+    not included; what needs no disk is served in its turn."""
+    monkeypatch.setattr("hongyan.gateway.connection.DEFER_S", 0.2)
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        joining = await client.send("join_group", {"group": "#t"})
+        await engine.waiting.wait()
+        await client.raw(
+            b'{"type":"send_message","message_id":"late","data":{"to":"@bob","content_type":"text","content":1}}'.decode()
+        )
+        acked = await client.send("ack", {"conversation": "@bob", "seq": 3})
+        again = await client.send("join_group", {"group": "#u"})
+        for (
+            connection
+        ) in gateway.sessions.values():  # reading stops meanwhile; what had been read is at stake
+            connection.wire.transport.resume_reading()
+        error = await client.reply("late")
+        assert (error["type"], error["data"]["code"], error["data"]["retry"]) == (
+            "error",
+            "unavailable",
+            "backoff",
+        )
+        assert (await client.reply(again))["data"]["code"] == "unavailable"
+        assert engine.acks == [("@bob", 3)]
+        assert engine.sent == []
+        engine.gate.set()
+        assert (await client.reply(joining))["type"] == "join_group"
+        assert acked
+        await client.barrier()
+
+
+async def test_joining_is_answered_before_what_the_group_says_next():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        joining = await client.send("join_group", {"group": "#t"})
+        await engine.waiting.wait()
+        gateway.tell([told(message("alice|bob", 1, "bob"), 0, "k", "bob")])
+        assert (await client.receive())["type"] == "message", "nothing else waits for the answer"
+        joined = GroupChanged("#t", "", "open", "x", 2, 0, 1, (("joined", "alice"),))
+        gateway.tell([told(joined), told(message("#t", 1, "bob"), 0, "k", "bob")])
+        engine.gate.set()
+        received = [await client.receive() for _ in range(3)]
+        assert [each["type"] for each in received] == ["join_group", "group_event", "message"]
+        assert received[0]["data"]["ref"] == joining
+        await client.barrier()

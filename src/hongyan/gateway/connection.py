@@ -29,6 +29,10 @@ _UNAUTHENTICATED = WireError("unauthenticated", "log in first")
 _LOGGED_IN = WireError("invalid_state", "this connection is logged in already")
 _WRONG_KIND = WireError("malformed", "a message of the wrong kind for the subprotocol")
 _EXPIRED = WireError("token_expired", "the token has expired")
+_OVERDUE = WireError("unavailable", "the requests before this one are not answered yet; resend with retry")
+# The longest that a request waits behind another of its connection. With the committer's ANSWER_MS it is
+# below the ten seconds within which every send is answered.
+DEFER_S = 3.0
 EXPIRY_LEEWAY_S = 30.0  # a token may verify so long after its `exp`
 
 
@@ -60,7 +64,8 @@ class Connection(FrameListener):
 
     __slots__ = (
         "_backlog_seen", "_busy", "_decode", "_deferred", "_limited", "_login_deadline", "_malformed", "_quiet",
-        "_rate", "_slowed", "_waiting", "address", "codec", "device", "expires_at", "gateway", "outbox", "session", "state",
+        "_rate", "_slowed", "_waiting", "address", "codec", "device", "entering", "expires_at", "gateway", "outbox",
+        "session", "state",
         "topics", "user",
     )  # fmt: skip
 
@@ -83,9 +88,10 @@ class Connection(FrameListener):
         self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
         self._malformed: limits.Recent | None = None
         self._busy = self._slowed = False
+        self.entering = False  # a request that makes the user a member awaits its answer
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
         self._backlog_seen = 0
-        self._deferred: deque[bytes | None] = deque()
+        self._deferred: deque[tuple[bytes | None, float]] = deque()  # and when it came
 
     # frames
 
@@ -96,13 +102,13 @@ class Connection(FrameListener):
 
     def on_message(self, payload: bytes) -> None:
         if self._busy or self._deferred:
-            self._deferred.append(payload)
+            self._defer(payload)
         else:
             self._take(payload)
 
     def on_other(self, opcode: int, payload: bytes) -> None:
         if self._busy or self._deferred:
-            self._deferred.append(None)
+            self._defer(None)
         else:
             self._take(None)
 
@@ -229,12 +235,35 @@ class Connection(FrameListener):
             self._busy = False
             self._continue()
 
+    def _defer(self, payload: bytes | None) -> None:
+        now = self.wire.wheel.now
+        if not self._deferred:
+            self.wire.wheel.slow(self._overdue, now + DEFER_S)
+        self._deferred.append((payload, now))
+
+    def _overdue(self) -> None:
+        """What has waited too long behind another request is answered: with what comes then it would be past
+        the ten seconds in which a send is."""
+        wheel, deferred = self.wire.wheel, self._deferred
+        while deferred and deferred[0][1] + DEFER_S <= wheel.now and not self.closed:
+            payload, _ = deferred.popleft()
+            try:
+                request = self._decode(payload) if payload is not None else None
+            except BadRequest:
+                request = None
+            if request is None or type(request) in (Ack, Heartbeat):
+                self._take(payload)
+            else:
+                self.write_error(_OVERDUE, request.message_id)
+        if deferred and not self.closed:
+            wheel.slow(self._overdue, deferred[0][1] + DEFER_S)
+
     def _continue(self) -> None:
         """Take what was deferred, in order, until one waits again; then read on."""
         deferred = self._deferred
         try:
             while deferred and not self._busy and not self.closed:
-                self._take(deferred.popleft())
+                self._take(deferred.popleft()[0])
         except Exception:
             log.exception("a deferred request failed", session=self.session)
             self.close(frames.INTERNAL, "internal error")
@@ -408,6 +437,7 @@ class Connection(FrameListener):
         self.outbox.drop()
         self._deferred.clear()
         self.wire.wheel.forget(self._unslow)
+        self.wire.wheel.forget(self._overdue)
         if self._waiting is not None:
             self._waiting[0].close()
             self._waiting = None

@@ -208,6 +208,8 @@ class Fanout:
             own = tuple(self.topics.get(f"@{user}", ()))
             for connection in own:
                 if event == "joined":
+                    if connection.entering:
+                        connection.outbox.hold()
                     self.subscribe(connection, outcome.group)
                 elif event == "left":
                     self.unsubscribe(connection, outcome.group)
