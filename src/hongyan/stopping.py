@@ -16,9 +16,12 @@ EXIT_DEADLINE = 75  # EX_TEMPFAIL of sysexits.h: left at the deadline; the next 
 log = structlog.get_logger("hongyan")
 
 
+REPEAT_S = 0.3  # a supervisor and a shell that both pass one stop on are not somebody who insists
+
+
 class Stop:
     """The first signal calls `begun` and starts the clock: `seconds` later the process ends, from a thread,
-    so also while the loop or a disk hangs. The second one ends it at once."""
+    so also while the loop or a disk hangs. The second one (not the first delivered twice) ends it at once."""
 
     def __init__(
         self, seconds: float, begun: Callable[[], None], leave: Callable[[int], None] = os._exit
@@ -30,6 +33,8 @@ class Stop:
 
     def on_signal(self, number: int) -> None:
         if self._end:
+            if time.monotonic() - (self._end - self._seconds) < REPEAT_S:
+                return
             log.warning("told to stop twice, the server ends", signal=signal.Signals(number).name)
             self._exit(128 + number)
             return

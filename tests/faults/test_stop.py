@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hongyan.stopping import REPEAT_S
 from outsider import Outsider
 from server_process import SOURCES, ServerProcess
 
@@ -121,6 +122,7 @@ async def test_a_second_signal_ends_at_once(server_factory, tmp_path):
     server.process.send_signal(signal.SIGTERM)
     while "stopping" not in server.log:
         await asyncio.sleep(0.02)
+    await asyncio.sleep(REPEAT_S)  # so that it is not the first one, delivered twice
     server.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(server.process.wait, 4) == 128 + signal.SIGTERM
     client.abort()

@@ -590,3 +590,23 @@ async def test_joining_is_answered_before_what_the_group_says_next():
         assert [each["type"] for each in received] == ["join_group", "group_event", "message"]
         assert received[0]["data"]["ref"] == joining
         await client.barrier()
+
+
+async def test_one_address_that_is_refused_again_and_again_takes_no_more_connections():
+    """A connection that got its 503 and stays counts like one that has not logged in."""
+    hello = (
+        b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    async with running_gateway(max_unauthenticated_per_address=2) as (gateway, _), AsyncExitStack() as stack:
+        answers = []
+        for _number in range(6):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            stack.callback(writer.close)
+            writer.write(hello)
+            try:
+                async with asyncio.timeout(5):
+                    answers.append((await reader.readline())[9:12])
+            except ConnectionError:
+                answers.append(b"")
+        assert answers == [b"101", b"101", b"503", b"503", b"", b""]

@@ -5,14 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 
+import pytest
+
 from hongyan.stopping import EXIT_DEADLINE, Stop
 
 
-def test_the_second_signal_ends_at_once() -> None:
+def test_the_second_signal_ends_at_once_but_not_the_first_delivered_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun, left = list[bool](), list[int]()
     stop = Stop(600, lambda: begun.append(True), left.append)
     stop.on_signal(signal.SIGTERM)
+    stop.on_signal(signal.SIGTERM)
     assert (begun, left) == ([True], [])
+    monkeypatch.setattr("hongyan.stopping.REPEAT_S", 0)
     stop.on_signal(signal.SIGINT)
     assert (begun, left) == ([True], [130])
 

@@ -37,6 +37,7 @@ async def recover(
         )
     replayed = last_log_ms = highest_id = 0
     for entry in journal.read(0):
+        await asyncio.sleep(0)  # health and signals are served meanwhile
         last_log_ms = max(last_log_ms, entry.log_ms)
         highest_id = max(highest_id, max(record.id for record in entry.records))
         if entry.last <= store.offset:
@@ -48,5 +49,4 @@ async def recover(
         replayed += len(entry.records)
         if store.full:
             await store.sync()
-        await asyncio.sleep(0)
     return Recovered(replayed, last_log_ms, highest_id)

@@ -128,7 +128,13 @@ class Sequencer:
         return outcomes
 
     def remember(self, batch: Sequence[records.Record], first: int, log_ms: int) -> None:
-        """Rebuild the window from a batch that the view has already (start-up)."""
+        """Rebuild the window from a batch that the view has already (start-up).
+
+        A whole journal begins with a DedupWindow record. What stands before the first is left of a trim that a
+        crash cut off: the window had forgotten it, and under other figures would not forget it again.
+        """
+        if not self._window.newest_note and not any(type(record) is records.DedupWindow for record in batch):
+            return
         self._window.forget(log_ms)
         keys = []
         for record in batch:

@@ -165,6 +165,7 @@ class Gateway(Fanout):
             self.counters.handshakes_refused += 1
             if not self.draining:
                 self.counters.hit("max_unauthenticated" if total else "max_unauthenticated_per_address")
+            self._count(wire, address)  # until it is gone: else there would be no end of those
             return _refusal(503, b"too many connections that have not logged in\n", {"Retry-After": "5"})
         self._count(wire, address)
         if "upgrade" in _tokens(headers.getall("Connection", [])):

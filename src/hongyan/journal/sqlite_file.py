@@ -17,7 +17,7 @@ from hongyan.errors import DataDirectoryError
 
 APPLICATION_ID = 0x48594A31  # "HYJ1", at offset 68 of the file (sqlite.org/fileformat.html, 1.3)
 # Raised with every change of the table or of a record's shape that an older program would misread.
-VERSION = 1
+VERSION = 2
 PAGE_BYTES = 16_384
 # So long a write waits for someone who locks the file from outside (a backup, a curious operator).
 BUSY_S = 5.0
@@ -73,8 +73,8 @@ def check_header(path: Path) -> None:
         raise DataDirectoryError(f"{path} is a database of another program: move it away")
     if version != VERSION:
         raise DataDirectoryError(
-            f"{path} was written by a newer version of hongyan (journal version {version}, this one knows "
-            f"{VERSION}): start that version"
+            f"{path} was written by {'a newer' if version > VERSION else 'an older'} version of hongyan "
+            f"(journal version {version}, this one knows {VERSION}): start that version"
         )
 
 

@@ -40,7 +40,7 @@ from hongyan.store.tail import MISSING, Tail
 
 log = structlog.get_logger("hongyan.store")
 
-VERSION = b"3"
+VERSION = b"4"
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
@@ -110,7 +110,7 @@ class RocksStore:
                 first.put(keys.IDENTITY, identity.encode())
                 db.write(first)
             elif version != VERSION:
-                raise DataDirectoryError(f"the store {path} is of version {version!r}, not {VERSION!r}")
+                raise DataDirectoryError(f"the store {path} is of version {(version or b'?').decode(errors='replace')}, not {VERSION.decode()}")
             elif whose != identity.encode():
                 raise DataDirectoryError(
                     f"the store {path} belongs to another journal: restore both from one backup"

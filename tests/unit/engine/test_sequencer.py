@@ -170,6 +170,7 @@ def test_a_replay_from_any_offset_comes_to_the_same(
     """Crash after any batch: window rebuilt, rest folded again; the same outcomes and the same rows."""
     whole, broken = Fold(span, limit), Fold(span, limit)
     logs = [1000 + 10 * n for n in range(len(batches))]
+    batches[0] = [records.DedupWindow(1, 1, span, limit), *batches[0]]
     for number, record_list in enumerate(batches):  # ids are unique in a log
         batches[number] = [
             _with_id(record, number * 100 + place) for place, record in enumerate(record_list, 1)
