@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import aiofastnet
 import structlog
 
 from hongyan.address import in_url, peer
@@ -119,8 +118,7 @@ class Acceptor:
 
     async def _connect(self, connection: socket.socket, protocol: Any) -> None:
         try:
-            # Cheaper than the loop's own transport, and what picows takes where it listens itself.
-            await aiofastnet.connect_accepted_socket(self._loop, lambda: protocol, connection)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:  # it has gone already
             connection.close()
             self._failed(protocol)

@@ -110,7 +110,10 @@ class RocksStore:
                 first.put(keys.IDENTITY, identity.encode())
                 db.write(first)
             elif version != VERSION:
-                raise DataDirectoryError(f"the store {path} is of version {(version or b'?').decode(errors='replace')}, not {VERSION.decode()}")
+                whose_version = (version or b"?").decode(errors="replace")
+                raise DataDirectoryError(
+                    f"the store {path} is of version {whose_version}, this one knows {VERSION.decode()}"
+                )
             elif whose != identity.encode():
                 raise DataDirectoryError(
                     f"the store {path} belongs to another journal: restore both from one backup"
