@@ -47,12 +47,19 @@ class Terminal:
         shown, self._read = self.text[self._read : at + len(expected)], at + len(expected)
         return shown
 
-    def ended(self, timeout: float = 20) -> int:
-        """The exit code; `text` then has everything that was shown."""
-        deadline = time.monotonic() + timeout
+    def leave(self) -> int:
+        """Ctrl-D, again where it came while a line was being printed (the terminal is the kernel's then)."""
+        return self.ended(again="\x04")
+
+    def ended(self, timeout: float = 20, again: str = "") -> int:
+        """The exit code; `text` then has everything that was shown. `again`: typed each second until then."""
+        deadline, due = time.monotonic() + timeout, time.monotonic()
         while self.process.poll() is None:
             if time.monotonic() > deadline:
                 raise AssertionError(f"it goes on: {self.text[-2000:]!r}")
+            if again and time.monotonic() >= due:
+                due += 1
+                self.type(again)
             self._more(0.05)
         while self._more(0.05):
             pass

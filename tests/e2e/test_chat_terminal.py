@@ -150,8 +150,9 @@ def test_ctrl_z_suspends_and_comes_back(chat: Chat, name: Callable[[str], str]) 
 def test_what_was_typed_and_never_sent_is_said(chat: Chat) -> None:
     terminal = chat("alice", "--to", "@bob", url=f"ws://127.0.0.1:{free_port()}/ws")
     terminal.until("trying again")
-    terminal.type("hello?\r\x04")
-    assert terminal.ended() == 1
+    terminal.type("hello?\r")
+    terminal.until("@bob> hello?")
+    assert terminal.leave() == 1
     assert "1 not acknowledged" in terminal.text
     assert terminal.sane()
 
