@@ -242,21 +242,23 @@ class Connection(FrameListener):
         self._deferred.append((payload, now))
 
     def _overdue(self) -> None:
-        """What has waited too long behind another request is answered: with what comes then it would be past
-        the ten seconds in which a send is."""
-        wheel, deferred = self.wire.wheel, self._deferred
-        while deferred and deferred[0][1] + DEFER_S <= wheel.now and not self.closed:
-            payload, _ = deferred.popleft()
+        """A send that has waited too long behind another request is answered: with what comes then it would be
+        past its ten seconds. Everything else keeps its turn: a read may wait for room as long as it takes."""
+        wheel, kept = self.wire.wheel, deque[tuple[bytes | None, float]]()
+        while self._deferred and self._deferred[0][1] + DEFER_S <= wheel.now:
+            payload, came = self._deferred.popleft()
             try:
                 request = self._decode(payload) if payload is not None else None
             except BadRequest:
                 request = None
-            if request is None or type(request) in (Ack, Heartbeat):
-                self._take(payload)
-            else:
+            if type(request) is SendMessage:
                 self.write_error(_OVERDUE, request.message_id)
-        if deferred and not self.closed:
-            wheel.slow(self._overdue, deferred[0][1] + DEFER_S)
+            else:
+                kept.append((payload, came))
+        if self._deferred and not self.closed:
+            wheel.slow(self._overdue, self._deferred[0][1] + DEFER_S)
+        if not self.closed:
+            self._deferred.extendleft(reversed(kept))
 
     def _continue(self) -> None:
         """Take what was deferred, in order, until one waits again; then read on."""
