@@ -611,3 +611,24 @@ async def test_one_address_that_is_refused_again_and_again_takes_no_more_connect
             except ConnectionError:
                 answers.append(b"")
         assert answers == [b"101", b"101", b"503", b"503", b"", b""]
+
+
+async def test_a_login_past_the_connections_rate_closes_4401():
+    async with running_gateway(rate_limit=1, rate_burst=1) as (gateway, _), client_of(gateway) as client:
+        assert (await client.refused("heartbeat"))["code"] == "unauthenticated"
+        error = await client.refused("login", {"token": "alice", "device_id": "d1"})
+        assert error["code"] == "rate_limited"
+        assert (await client.closed())[0] == 4401
+
+
+async def test_an_ack_of_many_conversations_counts_as_many():
+    async with running_gateway(rate_limit=1) as (gateway, engine), client_of(gateway, "alice") as client:
+        (connection,) = gateway.sessions.values()
+        await client.send("ack", {"acks": {f"@u{n}": 1 for n in range(10)}})
+        await client.barrier()
+        assert connection.wire.transport.is_reading()
+        await client.send("ack", {"acks": {f"@u{n}": 1 for n in range(4_900)}})
+        async with asyncio.timeout(5):
+            while len(engine.acks) < 4_910:
+                await asyncio.sleep(0.01)
+        assert not connection.wire.transport.is_reading(), "240 requests' worth: past the burst of 200"
