@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
+from hongyan.protocol.state import Changes, Conversation, Membership, Message, User
 from hongyan.store.base import Store
 
 
@@ -21,11 +21,11 @@ def changes(
     memberships: dict[tuple[str, str], Membership | None] | None = None,
     members: dict[tuple[str, int], str | None] | None = None,
 ) -> Changes:
-    """As the sequencer makes them: a message comes with its `sent` row and its conversation's new row."""
+    """As the sequencer makes them: a message comes with its place in `sent` and its conversation's new row."""
     made = Changes()
     for row in messages:
         made.messages.append(row)
-        made.sent[row.sender, row.conversation, row.key] = Sent(row.seq, row.id, row.at)
+        made.sent[row.sender, row.conversation, row.key] = row
         made.conversations[row.conversation] = Conversation(row.seq, row.at)
     made.conversations.update(conversations or {})
     made.users.update(users or {})

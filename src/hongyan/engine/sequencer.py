@@ -14,9 +14,8 @@ from typing import Protocol
 import msgspec
 
 from hongyan.engine import groups
-from hongyan.engine.window import Window
+from hongyan.engine.window import Key, Mark, Window
 from hongyan.protocol import records
-from hongyan.protocol.names import is_direct_key
 from hongyan.protocol.outcomes import Done, Duplicate, Outcome, Rejected, UserReady
 from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, Sent, User
 
@@ -92,8 +91,10 @@ class Sequencer:
         state = self._state = Overlay(self._view)
         self._first = first
         self._window.forget(log_ms)
-        changes, recent, stored = state.changes, self._window.entries, self._view.conversation
+        window, changes, stored = self._window, state.changes, self._view.conversation
+        recent, odd = window.entries, window.odd
         conversations, messages, new = changes.conversations, changes.messages, changes.sent
+        marks: list[Mark] = []
         outcomes: list[Outcome] = []
         for record in batch:
             if type(record) is not records.Send:
@@ -101,12 +102,16 @@ class Sequencer:
                 continue
             sender, name, at = record.sender, record.conversation, record.at
             key = (sender, name, record.key)
-            sent = recent.get(key)
-            if sent is None and (record.retry or log_ms - at > LATE_MS):
-                sent = self._view.find(*key)
-            if sent is not None:  # before membership: a stored message is acknowledged also after leaving
-                outcomes.append(Duplicate(name, sent))
-                continue
+            mark: Mark = hash(key)
+            anywhere = record.retry or log_ms - at > LATE_MS
+            if mark in recent or anywhere or odd:
+                sent = self._duplicate(key, anywhere)
+                if sent is not None:  # before membership: a stored message is acknowledged also after leaving
+                    outcomes.append(Duplicate(name, sent))
+                    continue
+                if mark in recent:
+                    mark = key
+                    odd.add(key)
             before = conversations.get(name) or stored(name)
             if before is None or name[:1] == "#":
                 problem = self._group_send(record, before) if name[:1] == "#" else self._open_direct(record)
@@ -123,9 +128,16 @@ class Sequencer:
             )
             messages.append(message)
             outcomes.append(message)
-            recent[key] = new[key] = Sent(seq, record.id, at)
-        self._window.close_batch(new, log_ms, first)
+            new[key] = message
+            recent[mark] = record.id  # what Window.add does, without a call
+            marks.append(mark)
+        window.close_batch(marks, log_ms, first)
         return outcomes
+
+    def _duplicate(self, key: Key, anywhere: bool) -> Sent | Message | None:
+        """The message of this key that was stored already: in the window, or ever."""
+        sent = self._state.changes.sent.get(key) or self._view.find(*key)
+        return sent if sent is not None and (anywhere or self._window.names(key, sent.id)) else None
 
     def remember(self, batch: Sequence[records.Record], first: int, log_ms: int) -> None:
         """Rebuild the window from a batch that the view has already (start-up).
@@ -136,17 +148,16 @@ class Sequencer:
         if not self._window.newest_note and not any(type(record) is records.DedupWindow for record in batch):
             return
         self._window.forget(log_ms)
-        keys = []
+        marks = []
         for record in batch:
             if type(record) is records.Send:
                 key = (record.sender, record.conversation, record.key)
                 sent = self._view.find(*key)
                 if sent is not None and sent.id == record.id:
-                    self._window.entries[key] = sent
-                    keys.append(key)
+                    marks.append(self._window.add(key, sent.id))
             elif type(record) is records.DedupWindow:
                 self._window.resize(record.span_ms, record.limit, first)
-        self._window.close_batch(keys, log_ms, first)
+        self._window.close_batch(marks, log_ms, first)
 
     def _other(self, record: records.Record) -> Outcome:
         if isinstance(record, records.Cursors):
@@ -173,7 +184,8 @@ class Sequencer:
         name, sender, state = record.conversation, record.sender, self._state
         a, _, b = name.partition("|")
         peer = b if a == sender else a
-        if not (is_direct_key(name) and sender in (a, b)):
+        # In the order of `direct_key`; that the peer is a user says that what stands there is an id.
+        if sender not in (a, b) or a > b:
             return Rejected("invalid_field", "not a conversation of the sender", "data.to")
         if state.user(peer) is None:
             return Rejected("unknown_user", "no such user", "data.to")

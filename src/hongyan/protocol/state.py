@@ -47,7 +47,7 @@ class Conversation(msgspec.Struct, array_like=True, frozen=True, gc=False):
     next_position: int = 1
 
 
-class Membership(msgspec.Struct, array_like=True, frozen=True):
+class Membership(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One user in one conversation. `position` 0: invited only, not a member (groups);
     direct chats: `position` 1, `first_seq` 1. `cursors`: device number -> highest acknowledged seq.
 
@@ -81,7 +81,7 @@ class Membership(msgspec.Struct, array_like=True, frozen=True):
         return Membership(self.first_seq, self.joined_at, self.position, cursors)
 
 
-class Device(msgspec.Struct, array_like=True, frozen=True):
+class Device(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`number`: unique among the user's devices for ever, also after one was forgotten."""
 
     number: int
@@ -89,7 +89,7 @@ class Device(msgspec.Struct, array_like=True, frozen=True):
     last_used: int
 
 
-class User(msgspec.Struct, array_like=True, frozen=True):
+class User(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`password`: argon2id hash, or "" (only tokens). `devices`: by device id. `groups`: how many
     groups the user is a member of. `last_seen`: ms, 0 never."""
 
@@ -104,7 +104,7 @@ class User(msgspec.Struct, array_like=True, frozen=True):
 class Changes:
     """What one journal batch changes, as absolute rows; None deletes. Applied as one unit.
 
-    messages: new messages in fold order; sent: where each of them went, by (sender, conversation, key);
+    messages: new messages in fold order; sent: the same, by (sender, conversation, key);
     conversations: by key; users: by id; memberships: by (user id, conversation key);
     members: by (group address, position) -> user id.
     """
@@ -114,7 +114,7 @@ class Changes:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         # (sender, conversation, key) of this batch's messages: what `find` must see before the store does
-        self.sent: dict[tuple[str, str, str], Sent] = {}
+        self.sent: dict[tuple[str, str, str], Message] = {}
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.memberships: dict[tuple[str, str], Membership | None] = {}

@@ -281,15 +281,20 @@ class RocksStore:
             return recent
         row: Conversation | None = self._tail.conversation(key)
         if row is MISSING:
-            raw = self._get(keys.conversation(key))
-            if raw is not None:
-                row = decode_conversation(raw)
-            else:
-                first = self._first(key) if key[0] != "#" else ()
-                row = Conversation(first[-1].seq, first[-1].at) if first else None
+            row = self._stored_conversation(key)
         if row is not None:
             self._conversations.put(key, row)
         return row
+
+    def _stored_conversation(self, key: str) -> Conversation | None:
+        # Of a direct chat the first message is asked for first: mostly the chat is new, and it is not there.
+        if key[0] != "#" and self._get(keys.messages(key) + keys.number(1)) is None:
+            return None
+        raw = self._get(keys.conversation(key))
+        if raw is not None:
+            return decode_conversation(raw)
+        first = self._first(key) if key[0] != "#" else ()
+        return Conversation(first[-1].seq, first[-1].at) if first else None
 
     def user(self, user: str) -> User | None:
         recent = self._users.young.get(user) or self._users.get(user)

@@ -35,9 +35,9 @@ def write_batch(unit: Unit) -> WriteBatch:
         prefix = keys.messages(name)
         for run in _runs(messages) if len(messages) > 1 else (messages,):
             put(prefix + keys.number(run[0].seq), encode(run))
-    for at, sent in unit.sent.items():
-        if sent.seq > FIRST:
-            put(keys.sent(*at), encode(sent))
+    for at, message in unit.sent.items():
+        if message.seq > FIRST:
+            put(keys.sent(*at), encode(Sent(message.seq, message.id, message.at)))
     for key, conversation in unit.conversations.items():
         if conversation.last_seq > FIRST or key[0] == "#":
             put(keys.conversation(key), encode(conversation))

@@ -33,7 +33,7 @@ class Unit:
         self.rows = 0  # to write: roughly, a bound and no account; so are `bytes`
         self.bytes = 0
         self.messages: dict[str, list[Message]] = {}  # by conversation, in seq order
-        self.sent: dict[tuple[str, str, str], Sent] = {}
+        self.sent: dict[tuple[str, str, str], Message] = {}
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.memberships: dict[str, dict[str, Membership | None]] = {}  # user -> conversation -> row
@@ -130,7 +130,8 @@ class Tail:
     def find(self, key: tuple[str, str, str]) -> Sent | None:
         for unit in reversed(self.units):
             if key in unit.sent:
-                return unit.sent[key]
+                message = unit.sent[key]
+                return Sent(message.seq, message.id, message.at)
         return None
 
     def memberships(self, user: str) -> dict[str, Membership | None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hongyan.engine import sequencer, window
 from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.window import Window
 from hongyan.protocol.outcomes import Outcome
@@ -79,6 +81,20 @@ steps = st.lists(st.one_of(sends, sends, notes, cuts, st.just(("trim",)), st.jus
 def test_a_replay_decides_alike_from_every_store_that_can_come_back(
     steps: list[tuple[object, ...]], span: int, limit: int
 ) -> None:
+    live(steps, span, limit)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=steps, span=st.integers(0, 60), limit=st.integers(1, 5))
+def test_keys_of_one_hash_are_told_apart(steps: list[tuple[object, ...]], span: int, limit: int) -> None:
+    unlike = live(steps, span, limit)
+    with patch.object(sequencer, "hash", len, create=True), patch.object(window, "hash", len, create=True):
+        alike = live(steps, span, limit)
+    assert alike.outcomes == unlike.outcomes
+    assert len(alike.window) == len(unlike.window)
+
+
+def live(steps: list[tuple[object, ...]], span: int, limit: int) -> Life:
     life = Life(span, limit)
     life.batch([life.note(span, limit)])
     life.trim()
@@ -97,6 +113,7 @@ def test_a_replay_decides_alike_from_every_store_that_can_come_back(
                 life.log_ms += 20
     for store in list(life.stores):
         life.replay(copy.deepcopy(store))
+    return life
 
 
 def test_what_a_trim_cut_off_left_is_not_found_again() -> None:
@@ -117,8 +134,7 @@ def test_what_a_trim_cut_off_left_is_not_found_again() -> None:
 
 def test_a_larger_window_does_not_bring_back_what_was_forgotten() -> None:
     window = Window(10, 100)
-    window.entries["a", "a|a", "k"] = None  # type: ignore[assignment]
-    window.close_batch([("a", "a|a", "k")], 0, 1)
+    window.close_batch([window.add(("a", "a|a", "k"), 1)], 0, 1)
     window.forget(11)
     window.resize(1000, 100, 2)
     assert len(window) == 0
