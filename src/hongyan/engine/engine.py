@@ -314,7 +314,8 @@ class Engine:
 
     def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:
         user = (self._sessions.by_number.get(session) or self._session(session)).user
-        now = self._now_ms()
+        now_ms = self._now_ms
+        now = now_ms()
         if to[0] == "#":
             key = to
         else:
@@ -334,7 +335,7 @@ class Engine:
             key = address
         else:
             return
-        of = self._store.conversation(key) if address.isascii() else None
+        of = self._store.conversation(key)
         if of is None:
             return
         if seq > of.last_seq:  # clamped now: a message that comes later is not acknowledged by this

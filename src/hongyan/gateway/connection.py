@@ -91,7 +91,7 @@ class Connection(FrameListener):
         self.entering = False  # a request that makes the user a member awaits its answer
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
         self._backlog_seen = 0
-        self._deferred: deque[tuple[bytes | None, float]] = deque()  # and when it came
+        self._deferred: deque[tuple[bytes | None, float]] | None = None  # and when it came
 
     # frames
 
@@ -137,8 +137,9 @@ class Connection(FrameListener):
             if self._allowed(now, None):
                 self._reject(_WRONG_KIND, None, now)
             return
+        decode = self._decode  # (a call of what an attribute holds is slow as `self._decode(…)`)
         try:
-            request = self._decode(payload)
+            request = decode(payload)
         except BadRequest as bad:
             self._not_a_request(bad, len(payload))
             return
@@ -238,15 +239,18 @@ class Connection(FrameListener):
     def _defer(self, payload: bytes | None) -> None:
         now = self.wire.wheel.now
         if not self._deferred:
+            self._deferred = deque()
             self.wire.wheel.slow(self._overdue, now + DEFER_S)
         self._deferred.append((payload, now))
 
     def _overdue(self) -> None:
         """A send that has waited too long behind another request is answered: with what comes then it would be
         past its ten seconds. Everything else keeps its turn: a read may wait for room as long as it takes."""
-        wheel, kept = self.wire.wheel, deque[tuple[bytes | None, float]]()
-        while self._deferred and self._deferred[0][1] + DEFER_S <= wheel.now:
-            payload, came = self._deferred.popleft()
+        wheel, deferred, kept = self.wire.wheel, self._deferred, deque[tuple[bytes | None, float]]()
+        if deferred is None:
+            return
+        while deferred and deferred[0][1] + DEFER_S <= wheel.now:
+            payload, came = deferred.popleft()
             try:
                 request = self._decode(payload) if payload is not None else None
             except BadRequest:
@@ -255,10 +259,11 @@ class Connection(FrameListener):
                 self.write_error(_OVERDUE, request.message_id)
             else:
                 kept.append((payload, came))
-        if self._deferred and not self.closed:
-            wheel.slow(self._overdue, self._deferred[0][1] + DEFER_S)
-        if not self.closed:
-            self._deferred.extendleft(reversed(kept))
+        if self.closed:
+            return
+        if deferred:
+            wheel.slow(self._overdue, deferred[0][1] + DEFER_S)
+        deferred.extendleft(reversed(kept))
 
     def _continue(self) -> None:
         """Take what was deferred, in order, until one waits again; then read on."""
@@ -269,6 +274,8 @@ class Connection(FrameListener):
         except Exception:
             log.exception("a deferred request failed", session=self.session)
             self.close(frames.INTERNAL, "internal error")
+        if not deferred:
+            self._deferred = None  # an empty deque has 700 bytes
         self._resume()
 
     # login
@@ -355,7 +362,7 @@ class Connection(FrameListener):
 
     def stop_reading(self) -> None:
         """The server stops: what has not been taken by now is not accepted."""
-        self._deferred.clear()
+        self._deferred = None
         self._pause()
 
     def _resume(self) -> None:
@@ -437,7 +444,7 @@ class Connection(FrameListener):
         if flush and not self.outbox.held:
             self.outbox.flush()
         self.outbox.drop()
-        self._deferred.clear()
+        self._deferred = None
         self.wire.wheel.forget(self._unslow)
         self.wire.wheel.forget(self._overdue)
         if self._waiting is not None:

@@ -128,7 +128,7 @@ class Fanout:
 
     def _stored(self, session: int, message: Message) -> None:
         """Acknowledge to `session`, push to everyone else."""
-        key, sender = message.conversation, message.sender
+        key, sender, topics = message.conversation, message.sender, self.topics
         own_address = "@" + sender
         if direct := key[0] != "#":
             a, _, b = key.partition("|")
@@ -143,7 +143,6 @@ class Fanout:
             payload = codec.ack(message.key, address, message.seq, False, message.at, message.id)
             self._push(origin, frames.message(codec.binary, payload))
             counters.acks_sent += 1
-        topics = self.topics
         to, own = topics.get(address), topics.get(own_address)
         if own is not None and len(own) == 1 and origin in own:
             own = None  # no other session of the sender's

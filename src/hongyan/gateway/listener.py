@@ -15,7 +15,7 @@ log = structlog.get_logger("hongyan.gateway")
 class FrameListener(WSListener):
     """picows calls `on_ws_*`; subclasses get whole messages. After `end` nothing comes any more."""
 
-    __slots__ = ("_assembler", "_text", "_wheel", "_ws", "closed", "kind", "last_seen", "wire")
+    __slots__ = ("_assembler", "_max_bytes", "_text", "_wheel", "_ws", "closed", "kind", "last_seen", "wire")
 
     def __init__(self, wire: Wire, binary: bool, max_bytes: int) -> None:
         self.wire = wire
@@ -25,7 +25,8 @@ class FrameListener(WSListener):
         self.closed = False
         self._text = not binary
         self._ws: WSTransport | None = None
-        self._assembler = Assembler(max_bytes)
+        self._max_bytes = max_bytes
+        self._assembler: Assembler | None = None  # while a message comes in fragments
 
     def on_message(self, payload: bytes) -> None:
         """A message of the connection's kind; text has been checked."""
@@ -73,9 +74,10 @@ class FrameListener(WSListener):
         self.last_seen = self._wheel.now
         try:
             if (
-                frame.msg_type is self.kind
+                self._assembler is None
+                and frame.msg_type is self.kind
                 and frame.fin
-                and not (frame.rsv1 or frame.rsv2 or frame.rsv3 or self._assembler.open)
+                and not (frame.rsv1 or frame.rsv2 or frame.rsv3)
             ):
                 payload = frame.get_payload_as_bytes()
                 if self._text and not payload.isascii():
@@ -92,7 +94,9 @@ class FrameListener(WSListener):
     def _uncommon(self, frame: WSFrame) -> None:
         reserved = bool(frame.rsv1 or frame.rsv2 or frame.rsv3)
         opcode = frame.msg_type.value
-        whole = self._assembler.feed(opcode, bool(frame.fin), reserved, frame.get_payload_as_bytes())
+        assembler = self._assembler or Assembler(self._max_bytes)
+        whole = assembler.feed(opcode, bool(frame.fin), reserved, frame.get_payload_as_bytes())
+        self._assembler = assembler if assembler.open else None
         if whole is None:
             return
         opcode, payload = whole

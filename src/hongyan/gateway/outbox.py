@@ -13,13 +13,14 @@ class Outbox:
     `limit` bounds what the peer has not taken yet: gathered here, in the transport and in libuv.
     """
 
-    __slots__ = ("_counted", "_limit", "_size", "_transport", "frames", "held")
+    __slots__ = ("_counted", "_free", "_limit", "_size", "_transport", "frames", "held")
 
     def __init__(self, transport: asyncio.Transport, limit: int) -> None:
         self.frames: list[bytes] = []
         self.held = False
         self._counted = self._size = 0  # frames held back, and their bytes
         self._limit = limit
+        self._free = 0  # so much more may be written without asking the transport what waits in it
         self._transport = transport
         # The transport then says when a whole reply has room: it pauses past this, resumes at or below it.
         room = max(limit - MAX_FRAME_BYTES, 0)
@@ -44,6 +45,7 @@ class Outbox:
         """A pong overtakes what is held back. False: the peer is too slow."""
         if self.backlog + len(frame) > self._limit:
             return False
+        self._free -= len(frame)
         self._transport.write(frame)
         return True
 
@@ -57,9 +59,12 @@ class Outbox:
             self._counted = len(frames)
             return self._size <= self._limit
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        waiting = self._transport.get_write_buffer_size()
-        if waiting and waiting + len(data) > self._limit:
-            return False
+        self._free -= len(data)
+        if self._free < 0:
+            waiting = self._transport.get_write_buffer_size()
+            self._free = self._limit - waiting - len(data)
+            if waiting and self._free < 0:
+                return False
         self.frames = []
         self._counted = self._size = 0
         self._transport.write(data)

@@ -65,8 +65,10 @@ class _Json:
     be encoded."""
 
     subprotocol = "hongyan.v1.json"
-    binary = False
     decode = staticmethod(from_json)
+
+    def __init__(self) -> None:
+        self.binary = False  # (of the instance: read with every frame, and a class's attribute takes longer)
 
     def envelope(self, type: str, data: dict[str, Any], timestamp: int, id: int) -> bytes:
         return msgspec.json.encode(
@@ -103,8 +105,10 @@ def _values(address: str, message: Message, own: bool) -> tuple[Any, ...]:
 
 class _MessagePack:
     subprotocol = "hongyan.v1.msgpack"
-    binary = True
     decode = staticmethod(from_message_pack)
+
+    def __init__(self) -> None:
+        self.binary = True
 
     def envelope(self, type: str, data: dict[str, Any], timestamp: int, id: int) -> bytes:
         return msgspec.msgpack.encode(

@@ -287,6 +287,8 @@ class RocksStore:
         return row
 
     def _stored_conversation(self, key: str) -> Conversation | None:
+        if not key.isascii():
+            return None
         # Of a direct chat the first message is asked for first: mostly the chat is new, and it is not there.
         if key[0] != "#" and self._get(keys.messages(key) + keys.number(1)) is None:
             return None
