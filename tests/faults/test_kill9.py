@@ -75,7 +75,11 @@ async def test_a_torn_last_write(server_factory, rounds):
 async def test_the_journal_trimmed_to_its_last_row(server_factory, rounds):
     """Trimmed by the server itself: short duplicate window, quick syncs, then quiet."""
     server = server_factory(
-        rate_limit=0, dedup_window_ms=1000, store_sync_interval_ms=200, store_flush_interval_ms=50
+        rate_limit=0,
+        dedup_window_ms=1000,
+        store_sync_interval_ms=200,
+        store_flush_interval_ms=50,
+        cursor_flush_interval_ms=100,
     )
     load = Workload(server)
     await load.prepare()

@@ -28,14 +28,15 @@ from server_process import ServerProcess
 pytestmark = pytest.mark.slow
 USERS, DEVICES, REMEMBERED = 3, 5, 3
 LONG = bool(os.environ.get("HONGYAN_TEST_LONG"))
-# "A crash of the server may set it back by a second": an ack older than this survives one. Half a second is
-# for a machine that is busy with something else.
-SETTLED_S = 1.5
+# "A crash of the server may set it back by a second": an ack older than this survives one: a tick, a commit, and half
+# a second for a machine that is busy with something else.
+SETTLED_S = 0.7
 ALWAYS = float("-inf")
 
 SMALL = {"cache_conversations": 2, "tail_messages": 3, "batch_records": 4}
 TRIMMING = {
     "cache_conversations": 2, "dedup_window_ms": 100, "store_sync_interval_ms": 100,
+    "cursor_flush_interval_ms": 100,
     "store_flush_interval_ms": 60_000,  # written down by syncs alone: a trim past what they cover would show
 }  # fmt: skip
 

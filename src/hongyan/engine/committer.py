@@ -104,11 +104,11 @@ class Committer:
         """Admitted and not yet durable."""
         return self._pending_bytes
 
-    def admit(self, record: Record, session: int, weight: int = 0) -> _Batch:
+    def admit(self, record: Record, session: int, weight: int = 0, always: bool = False) -> _Batch:
         """Put a record into the next batch; the gateway is told the outcome for `session` (0: nobody waits).
-        `weight`: bytes beside the record itself. Raises Refused (`busy` past the limits, `unavailable`):
-        then nothing is stored."""
-        if self._pending_bytes >= self._max_pending_bytes or self._store.full:
+        `weight`: bytes beside the record itself. Raises Refused (`busy` past the limits, unless `always`;
+        `unavailable`): then nothing is stored."""
+        if (self._pending_bytes >= self._max_pending_bytes or self._store.full) and not always:
             self._counters.busy_refusals += 1
             raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
         if self._closing:
@@ -132,10 +132,10 @@ class Committer:
             self._wake = None
         return batch
 
-    async def submit(self, record: Record, weight: int = 0) -> Outcome:
+    async def submit(self, record: Record, weight: int = 0, always: bool = False) -> Outcome:
         """Admit a record and wait for its outcome. Raises Refused (`busy`, `unavailable`)."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        batch = self.admit(record, 0, weight)
+        batch = self.admit(record, 0, weight, always)
         batch.commands.append((len(batch.records) - 1, future))
         try:
             async with asyncio.timeout(ANSWER_MS / 1000):

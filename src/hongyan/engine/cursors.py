@@ -1,46 +1,84 @@
-"""Delivery cursors on their way to the journal.
+"""Delivery cursors on their way to the journal, and from there to the store's rows.
 
-An acknowledgement is a dict update; within a second what has gathered becomes `Cursors` records, so a
-crash sets a cursor back by a second at most (protocol.md, `ack`), and an acknowledgement costs no fsync
-of its own. What is gathered belongs to the device, whichever of its sessions acknowledged.
+An acknowledgement is a dict update. A tick later (a tenth of a second) it is in the journal, in an `Acked` record
+with all others of that tick: so a crash sets a cursor back by a tick and a commit, and no acknowledgement costs an
+fsync of its own (protocol.md, `ack`). The row that it moves is as dear as a message's, and the next acknowledgement
+would move it again. So rows are written some seconds later, in `Cursors` records, mostly for many acknowledgements
+at once. Until then memory has them; after a crash the journal does, which is not trimmed past them.
+
+What is gathered belongs to the device, whichever of its sessions acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from hongyan.engine.sessions import Owner
 from hongyan.errors import Refused
-from hongyan.protocol.outcomes import Outcome
-from hongyan.protocol.records import Cursors
+from hongyan.protocol.outcomes import Noted, Outcome
+from hongyan.protocol.records import Acked, Cursors, Record
 
-TICKS = 8  # what a device acknowledged waits this many ticks (of 100 ms) at most
-MAX_ENTRIES = 500  # of either kind in one record
+MAX_ENTRIES = 500  # of either kind in one Cursors record
+MAX_NOTED = 5_000  # in one Acked record, which costs the fold nothing
+A_COMMIT = 1_000  # rows moved by one commit; more only where more than fifty times as many are held
 ENTRY_WEIGHT = 150  # bytes of one in memory
+
+Acks = dict[str, int]  # conversation key -> seq
+Seen = tuple[str, str, int]  # user, device, ms
+
+
+class Held:
+    """What a device acknowledged, as far as the journal has it and the rows have not: since when, and the oldest
+    offset where it stands."""
+
+    __slots__ = ("acks", "offset", "since")
+
+    def __init__(self, since: int, offset: int, acks: Acks) -> None:
+        self.since = since
+        self.offset = offset
+        self.acks = acks
+
+
+class Submit(Protocol):
+    """Have a record of `weight` bytes folded; `always`: also where others are told `busy`. Raises Refused."""
+
+    def __call__(self, record: Record, weight: int, always: bool) -> Coroutine[Any, Any, Outcome]: ...
 
 
 class CursorQueue:
     """By device, longest waiting first; also of devices that are gone."""
 
     def __init__(
-        self, submit: Callable[[Cursors, int], Coroutine[Any, Any, Outcome]], new_id: Callable[[], int]
+        self,
+        submit: Submit,
+        new_id: Callable[[], int],
+        now_ms: Callable[[], int],
+        monotonic_ms: Callable[[], int],
+        folded: Callable[[], int],
+        hold_ms: int,
     ) -> None:
+        """`folded`: the newest offset that has been folded. `hold_ms`: how long rows wait."""
         self._submit = submit
+        self._folded = folded
+        self._hold_ms = hold_ms
         self._new_id = new_id
-        # conversation key -> seq; the inner ones are to be raised in place, before anything else runs
-        self.gathered: dict[Owner, dict[str, int]] = {}
-        self._flying: dict[Owner, dict[str, int]] = {}  # the same, in the record being committed
+        self._now_ms = now_ms
+        self._monotonic_ms = monotonic_ms
+        # Not in the journal yet. The inner ones are to be raised in place, before anything else runs.
+        self.gathered: dict[Owner, Acks] = {}
+        self._noting: dict[Owner, Acks] = {}  # the same, in records being committed
+        self._noting_after = 0  # these come after that offset
+        self._held: dict[Owner, Held] = {}  # in the journal, not in the rows; offsets ascend, and so do times
+        self._moving: dict[Owner, Held] = {}  # the same, in records being committed
+        self.size = 0  # entries that are held
         self._seen: dict[Owner, int] = {}
-        self._writing = asyncio.Lock()  # one record at a time: there is one `_flying`
+        self._writing = asyncio.Lock()  # there is one `_noting` and one `_moving`
 
-    def __len__(self) -> int:
-        return len(self.gathered) + len(self._seen)
-
-    def of(self, owner: Owner) -> dict[str, int]:
+    def of(self, owner: Owner) -> Acks:
         """What the device has gathered."""
         gathered = self.gathered.get(owner)
         if gathered is None:
@@ -49,68 +87,203 @@ class CursorQueue:
 
     def acked(self, owner: Owner, conversation: str) -> int:
         """What the device acknowledged and the store may not have yet; 0: nothing."""
-        gathered, flying = self.gathered.get(owner), self._flying.get(owner)
-        return max(
-            gathered.get(conversation, 0) if gathered else 0, flying.get(conversation, 0) if flying else 0
-        )
+        found = 0
+        for fresh in (self.gathered.get(owner), self._noting.get(owner)):
+            if fresh:
+                found = max(found, fresh.get(conversation, 0))
+        for held in (self._held.get(owner), self._moving.get(owner)):
+            if held:
+                found = max(found, held.acks.get(conversation, 0))
+        return found
 
     def seen(self, user: str, device: str, at: int) -> None:
         """The device was used at `at` ms."""
         self._seen[user, device] = at
 
-    async def flush(self, now: int, *, all_of_them: bool = False) -> None:
-        """Write the share of one tick, or everything. Refusals keep what was gathered for the next time."""
-        count = len(self.gathered) if all_of_them else len(self.gathered) // TICKS + 1
-        seen = len(self._seen) if all_of_them else MAX_ENTRIES
+    @property
+    def needed(self) -> int | None:
+        """The oldest offset at which the journal has what no row has yet; None: there is no such."""
+        oldest = [next(iter(part.values())).offset for part in (self._moving, self._held) if part]
+        if self._noting:
+            oldest.append(self._noting_after + 1)
+        return min(oldest, default=None)
+
+    # -- to the journal --------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Have the journal note what has gathered, and move the rows whose time has come. What is refused stays
+        for the next time."""
         with suppress(Refused):
-            await self._write(list(islice(self.gathered, count)), list(islice(self._seen, seen)), now)
+            if self.gathered or self._seen:
+                await self.note()
+            while await self._move_due():
+                pass
 
-    async def flush_user(self, user: str, devices: Iterable[str], now: int) -> None:
-        """Write what the user's devices have gathered and when they were used: a new device starts where the
-        furthest stands, and the one unused for longest is forgotten for it. Raises Refused."""
-        owners = [(user, device) for device in devices]
-        await self._write(owners, owners[:], now)
-
-    async def _write(self, owners: list[Owner], seen_owners: list[Owner], now: int) -> None:
-        owners.reverse()
+    async def note(self, *, all_seen: bool = False) -> None:
+        """Write what has gathered, and which devices were used (some, or all). Raises Refused."""
         async with self._writing:
-            while owners or seen_owners:
-                acks = list(self._take(owners))
-                batch, seen_owners = seen_owners[:MAX_ENTRIES], seen_owners[MAX_ENTRIES:]
-                seen = [(*owner, self._seen.pop(owner)) for owner in batch if owner in self._seen]
-                if not acks and not seen:
-                    continue
-                try:
-                    record = Cursors(self._new_id(), now, acks, seen)
-                    count = sum([len(of) for _, _, of in acks]) + len(seen)
-                    await self._submit(record, ENTRY_WEIGHT * count)
-                except BaseException:  # cancelled, too: it may be written, and again does no harm
-                    self._take_back(seen)
-                    raise
-                self._flying = {}
+            seen = self._take_seen(list(islice(self._seen, None if all_seen else MAX_ENTRIES)))
+            self._noting, self.gathered = self.gathered, {}
+            self._noting_after = self._folded()
+            now = self._now_ms()
+            try:
+                noted = [Acked(self._new_id(), now, acks) for acks in _chunks(self._noting, MAX_NOTED)]
+                outcomes = await self._submit_all([*noted, *self._seen_records(seen, now)])
+            except BaseException:  # cancelled, too: it may be written, and again does no harm
+                self._give_back(seen)
+                raise
+            noting, self._noting = self._noting, {}
+            offsets = [outcome.offset for outcome in outcomes if isinstance(outcome, Noted)]
+            since = self._monotonic_ms()
+            for owner, acks in noting.items():
+                if acks:  # (an acknowledgement of nothing new leaves a place for one)
+                    self._hold(owner, acks, min(offsets), since)
 
-    def _take(self, owners: list[Owner]) -> Iterator[tuple[str, str, dict[str, int]]]:
-        """Move one record's share of the last of `owners` from gathered to flying."""
-        room = MAX_ENTRIES
-        while owners and room:
-            owner = owners.pop()
-            acks = self.gathered.pop(owner, None)
-            if not acks:
-                continue
-            if len(acks) > room:
-                rest = dict(islice(acks.items(), room, None))
-                self.gathered[owner] = rest
-                owners.append(owner)
-                acks = dict(islice(acks.items(), room))
-            room -= len(acks)
-            self._flying[owner] = acks
-            yield *owner, acks
+    def restore(self, record: Acked | Cursors, offset: int) -> None:
+        """Take in again what stands in the journal at `offset` (start-up; in the journal's order)."""
+        for user, device, acks in record.acks:
+            owner = (user, device)
+            if isinstance(record, Acked):
+                self._hold(owner, acks, offset, self._monotonic_ms())
+            elif (held := self._held.get(owner)) is not None:
+                self.size -= len(held.acks)
+                held.acks = {key: seq for key, seq in held.acks.items() if seq > acks.get(key, 0)}
+                self.size += len(held.acks)
+                if not held.acks:
+                    del self._held[owner]
 
-    def _take_back(self, seen: Iterable[tuple[str, str, int]]) -> None:
+    def _hold(self, owner: Owner, acks: Acks, offset: int, since: int) -> None:
+        held = self._held.get(owner)
+        if held is None:
+            self._held[owner] = Held(since, offset, acks)
+            self.size += len(acks)
+        else:
+            before = len(held.acks)
+            _raise(held.acks, acks)
+            self.size += len(held.acks) - before
+
+    # -- to the rows -----------------------------------------------------------------------------
+
+    async def _move_due(self) -> bool:
+        """Move what has waited long enough, one commit's share. Raises Refused. False: nothing had."""
+        async with self._writing:
+            due, room = self._monotonic_ms() - self._hold_ms, max(A_COMMIT, self.size // 50)
+            for owner in list(self._held):
+                held = self._held[owner]
+                if held.since > due or room <= 0:
+                    break
+                room -= self._take(owner, held, room)
+            if not self._moving:
+                return False
+            await self._move([])
+            return True
+
+    async def flush_user(self, user: str, devices: Iterable[str]) -> None:
+        """Write what the user's devices have acknowledged and when they were used: a new device starts where the
+        furthest stands, and the one unused for longest is forgotten for it. Raises Refused."""
+        async with self._writing:
+            owners = [(user, device) for device in devices]
+            self._noting = {owner: acks for owner in owners if (acks := self.gathered.pop(owner, None))}
+            seen = self._take_seen([owner for owner in owners if owner in self._seen])
+            for owner in owners:
+                if (held := self._held.get(owner)) is not None:
+                    self._take(owner, held, len(held.acks))
+            try:
+                await self._move(seen)
+            except BaseException:
+                self._give_back(seen)
+                raise
+            self._noting = {}
+
+    def _take(self, owner: Owner, held: Held, room: int) -> int:
+        """Have up to `room` entries of the device move. Returns how many do."""
+        if len(held.acks) <= room:
+            del self._held[owner]
+            self._moving[owner] = held
+        else:
+            part = dict(islice(held.acks.items(), room))
+            for conversation in part:
+                del held.acks[conversation]
+            self._moving[owner] = Held(held.since, held.offset, part)
+        count = len(self._moving[owner].acks)
+        self.size -= count
+        return count
+
+    async def _move(self, seen: list[Seen]) -> None:
+        """Write the rows of what is moving, and of what is being noted: a further number of the same device's."""
+        acks = {owner: held.acks for owner, held in self._moving.items()}
+        for owner, newer in self._noting.items():
+            acks[owner] = _raise(acks.get(owner, {}).copy(), newer)
+        now = self._now_ms()
+        try:
+            moved = [Cursors(self._new_id(), now, chunk, []) for chunk in _chunks(acks, MAX_ENTRIES)]
+            await self._submit_all([*moved, *self._seen_records(seen, now)])
+        except BaseException:
+            others, self._held, self._moving = self._held, self._moving, {}
+            self.size = sum([len(held.acks) for held in self._held.values()])
+            for owner, held in others.items():
+                self._hold(owner, held.acks, held.offset, held.since)
+            self._held = dict(sorted(self._held.items(), key=lambda item: item[1].offset))
+            raise
+        self._moving = {}
+
+    # -- both ------------------------------------------------------------------------------------
+
+    def _take_seen(self, owners: list[Owner]) -> list[Seen]:
+        return [(*owner, self._seen.pop(owner)) for owner in owners]
+
+    def _seen_records(self, seen: list[Seen], now: int) -> Iterator[Cursors]:
+        for at in range(0, len(seen), MAX_ENTRIES):
+            yield Cursors(self._new_id(), now, [], seen[at : at + MAX_ENTRIES])
+
+    def _give_back(self, seen: list[Seen]) -> None:
+        """What was being noted was refused."""
         for user, device, at in seen:
             self._seen.setdefault((user, device), at)
-        flying, self._flying = self._flying, {}
-        for owner, acks in flying.items():
-            gathered = self.of(owner)
-            for conversation, seq in acks.items():
-                gathered[conversation] = max(seq, gathered.get(conversation, 0))
+        noting, self._noting = self._noting, {}
+        for owner, acks in noting.items():
+            _raise(self.of(owner), acks)
+
+    async def _submit_all(self, records: list[Acked | Cursors]) -> list[Outcome]:
+        """Have them share a commit. Raises the first refusal, after all have an answer."""
+        outcomes = await asyncio.gather(
+            *[
+                self._submit(
+                    record,
+                    ENTRY_WEIGHT * (sum([len(acks) for _, _, acks in record.acks]) + 1),
+                    isinstance(record, Acked),
+                )
+                for record in records
+            ],
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+
+def _raise(acks: Acks, others: Acks) -> Acks:
+    """Raise each of `acks` to what the others say, in place."""
+    for conversation, seq in others.items():
+        if seq > acks.get(conversation, 0):
+            acks[conversation] = seq
+    return acks
+
+
+def _chunks(acks: Mapping[Owner, Acks], limit: int) -> Iterator[list[tuple[str, str, Acks]]]:
+    """All of it, `limit` entries at a time."""
+    chunk: list[tuple[str, str, Acks]] = []
+    room = limit
+    for owner, rest in acks.items():
+        while len(rest) > room:
+            if room:
+                chunk.append((*owner, dict(islice(rest.items(), room))))
+            yield chunk
+            rest = dict(islice(rest.items(), room, None))
+            chunk, room = [], limit
+        if rest:
+            chunk.append((*owner, rest))
+            room -= len(rest)
+    if chunk:
+        yield chunk

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hongyan.config import Settings
 from hongyan.engine.committer import Committer
-from hongyan.engine.cursors import MAX_ENTRIES, CursorQueue
+from hongyan.engine.cursors import CursorQueue
 from hongyan.engine.presence import Presence
 from hongyan.engine.reads import Reader
 from hongyan.engine.recovery import Recovered, recover
@@ -65,7 +66,10 @@ class Engine:
         # user -> the newest Login record that is not decided: it may forget a device that comes back meanwhile
         self._undecided: dict[str, int] = {}
         self._logging_in_of: dict[int, str] = {}  # session number -> user
-        self._cursors = CursorQueue(self._committer.submit, snowflake.next)
+        self._cursors = CursorQueue(
+            self._committer.submit, snowflake.next, now_ms, monotonic_ms, lambda: store.offset,
+            settings.cursor_flush_interval_ms,
+        )  # fmt: skip
         self._reader = Reader(store, self._cursors.acked, monotonic_ms)
         self._presence = Presence(
             self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
@@ -80,7 +84,9 @@ class Engine:
 
     async def recover(self) -> Recovered:
         """Replay what the store lacks. Raises DataDirectoryError. Call once, before `start`."""
-        found = await recover(self._journal, self._store, self._sequencer, self._committer.fold)
+        found = await recover(
+            self._journal, self._store, self._sequencer, self._committer.fold, self._cursors.restore
+        )
         self._committer.last_log_ms = found.last_log_ms
         return found
 
@@ -123,6 +129,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._guard(self._tick_forever), name="engine-ticker"),
+            loop.create_task(self._guard(self._note_forever), name="engine-cursors"),
             loop.create_task(self._guard(self._expire_forever), name="engine-expiry"),
             loop.create_task(self._guard(self._checkpoint_forever), name="engine-checkpoint"),
         ]
@@ -139,7 +146,8 @@ class Engine:
         if self._tasks:
             await asyncio.wait(self._tasks)
             self._tasks = []
-            await self._cursors.flush(self._now_ms(), all_of_them=True)
+            with suppress(Refused):
+                await self._cursors.note(all_seen=True)
         await self._committer.close()
 
     def _seconds(self) -> float:
@@ -156,12 +164,14 @@ class Engine:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            if len(self._cursors):
-                await self._cursors.flush(self._now_ms())
-            self._presence.tick(self._monotonic_ms())  # after the flush: "last seen" is written by now
+            self._presence.tick(self._monotonic_ms())
+
+    async def _note_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self._cursors.tick()
 
     async def _expire_forever(self) -> None:
-        """Apart from the ticker, whose cursors wait for the very disk that does not answer."""
         lag, loop = self._counters.loop_lag_seconds, asyncio.get_running_loop()
         while True:
             due = loop.time() + TICK_S
@@ -185,7 +195,7 @@ class Engine:
                 await self._committer.submit(self._window_record())
             except Refused:  # a full disk: trim by the records there are
                 pass
-        offset, needed = self._store.offset, self._window.oldest_offset(self._committer.last_log_ms)
+        offset, needed = self._store.offset, self._needed()
         if self._safe < offset:
             self._safe = await self._store.sync()
             if self._safe < offset:  # a full disk; at what is safe the window reached further back
@@ -193,6 +203,11 @@ class Engine:
         upto = self._window.trimmable(offset if needed is None else min(offset, needed - 1))
         if upto >= self._journal.first:
             await self._journal.trim(upto)
+
+    def _needed(self) -> int | None:
+        """The oldest offset that the window or the cursors in memory would be rebuilt from."""
+        needed = (self._window.oldest_offset(self._committer.last_log_ms), self._cursors.needed)
+        return min([offset for offset in needed if offset is not None], default=None)
 
     # -- accounts --------------------------------------------------------------------------------
 
@@ -243,7 +258,7 @@ class Engine:
             if (row := self._store.user(user)) is not None:
                 if device not in row.devices and len(row.devices) >= self._settings.max_devices:
                     self._counters.hit("max_devices")  # one will be forgotten
-                await self._cursors.flush_user(user, row.devices, self._now_ms())
+                await self._cursors.flush_user(user, {*row.devices, device})
                 in_use |= self._in_use(user)
             in_use.discard(device)
             now, limit = self._now_ms(), self._settings.max_devices
@@ -331,9 +346,9 @@ class Engine:
         if sigil == "@":
             peer = address[1:]
             key = f"{user}|{peer}" if user <= peer else f"{peer}|{user}"
-        elif sigil == "#":
+        elif sigil == "#" and self._store.membership(user, address) is not None:
             key = address
-        else:
+        else:  # not a conversation of the user's
             return
         of = self._store.conversation(key)
         if of is None:
@@ -343,10 +358,6 @@ class Engine:
         gathered = self._cursors.gathered.get(found.owner)
         if gathered is None:
             gathered = self._cursors.of(found.owner)
-        elif (
-            len(gathered) >= MAX_ENTRIES and key not in gathered and self._store.membership(user, key) is None
-        ):
-            return  # rare: bound what one device gathers
         if seq > gathered.get(key, 0):
             gathered[key] = seq
 

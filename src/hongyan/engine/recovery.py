@@ -1,4 +1,4 @@
-"""Start-up: bring the store to the journal's end and rebuild the duplicate window."""
+"""Start-up: bring the store to the journal's end; rebuild the duplicate window, and what devices acknowledged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hongyan.engine.sequencer import Sequencer
 from hongyan.errors import DataDirectoryError
 from hongyan.journal.base import Entry, Journal
 from hongyan.protocol.outcomes import Outcome
+from hongyan.protocol.records import Acked, Cursors
 from hongyan.store.base import Store
 
 
@@ -22,9 +23,11 @@ class Recovered(NamedTuple):
 
 
 async def recover(
-    journal: Journal, store: Store, sequencer: Sequencer, fold: Callable[[Entry], list[Outcome]]
-) -> Recovered:
-    """Fold what the journal has and the store has not. Raises DataDirectoryError where they do not fit."""
+    journal: Journal, store: Store, sequencer: Sequencer, fold: Callable[[Entry], list[Outcome]],
+    restore: Callable[[Acked | Cursors, int], None],
+) -> Recovered:  # fmt: skip
+    """Fold what the journal has and the store has not; `restore` is given, in order, what moves cursors.
+    Raises DataDirectoryError where they do not fit."""
     if store.offset > journal.last:
         raise DataDirectoryError(
             f"the store is ahead of the journal (record {store.offset} of {journal.last}): "
@@ -40,6 +43,9 @@ async def recover(
         await asyncio.sleep(0)  # health and signals are served meanwhile
         last_log_ms = max(last_log_ms, entry.log_ms)
         highest_id = max(highest_id, max(record.id for record in entry.records))
+        for record in entry.records:
+            if isinstance(record, Acked | Cursors):
+                restore(record, entry.first)
         if entry.last <= store.offset:
             sequencer.remember(entry.records, entry.first, entry.log_ms)
             continue

@@ -16,7 +16,7 @@ import msgspec
 from hongyan.engine import groups
 from hongyan.engine.window import Key, Mark, Window
 from hongyan.protocol import records
-from hongyan.protocol.outcomes import Done, Duplicate, Outcome, Rejected, UserReady
+from hongyan.protocol.outcomes import Done, Duplicate, Noted, Outcome, Rejected, UserReady
 from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, Sent, User
 
 # A record that waited longer than this between admit and log may be the stray twin of a message that
@@ -162,6 +162,8 @@ class Sequencer:
     def _other(self, record: records.Record) -> Outcome:
         if isinstance(record, records.Cursors):
             return _cursors(self._state, record)
+        if isinstance(record, records.Acked):
+            return Noted(self._first)
         if isinstance(record, records.Login):
             return _login(self._state, record)
         if isinstance(record, records.Register):

@@ -47,9 +47,15 @@ class UserReady(msgspec.Struct, frozen=True):
     created: bool
 
 
+class Noted(msgspec.Struct, frozen=True):
+    """Answer to an `Acked` record: it stands in the batch that begins at `offset`."""
+
+    offset: int
+
+
 class Done(msgspec.Struct, frozen=True):
     """Nothing to say."""
 
 
 # A new message stands for itself: acknowledge it to its sender, deliver it to everyone else.
-Outcome = Message | Duplicate | Rejected | GroupChanged | UserReady | Done
+Outcome = Message | Duplicate | Rejected | GroupChanged | UserReady | Noted | Done

@@ -89,8 +89,19 @@ class Login(msgspec.Struct, array_like=True, tag="d", frozen=True):
     in_use: list[str] = []
 
 
+class Acked(msgspec.Struct, array_like=True, tag="a", frozen=True):
+    """What devices acknowledged: kept here, and in memory, until a `Cursors` record moves the rows.
+
+    `acks`: (user, device, {conversation key: seq}).
+    """
+
+    id: int
+    at: int
+    acks: list[tuple[str, str, dict[str, int]]]
+
+
 class Cursors(msgspec.Struct, array_like=True, tag="c", frozen=True):
-    """Delivery cursors and last-seen times gathered over about a second.
+    """Delivery cursors and last-seen times that move in the rows.
 
     `acks`: (user, device, {conversation key: seq}). `seen`: (user, device, ms).
     """
@@ -114,4 +125,4 @@ class DedupWindow(msgspec.Struct, array_like=True, tag="w", frozen=True):
     limit: int
 
 
-Record = Send | CreateGroup | Join | Leave | Invite | Register | Login | Cursors | DedupWindow
+Record = Send | CreateGroup | Join | Leave | Invite | Register | Login | Acked | Cursors | DedupWindow

@@ -95,6 +95,13 @@ class Gateway:
         return sent
 
 
+async def write_rows(world: World) -> None:
+    """What has been acknowledged moves its rows."""
+    await world.engine._cursors.tick()
+    world.clock.ms += 10_000
+    await world.engine._cursors.tick()
+
+
 class Clock:
     def __init__(self) -> None:
         self.ms = 1_800_000_000_000
@@ -178,13 +185,13 @@ async def test_without_new_ids_sends_are_unavailable_and_nothing_else_breaks() -
         await world.engine.join_group(1, "#x")
     world.engine.ack(1, "@alice", 0)
     world.engine.logout(1)  # its last-seen time is to be written, and waits
-    await world.engine._cursors.flush(world.clock.ms, all_of_them=True)
-    assert len(world.engine._cursors) == 1
+    await world.engine._cursors.tick()
+    assert world.engine._cursors._seen
     await world.engine.login(2, "alice", "a1", "")
     world.clock.ms += 1
     world.snowflake.extend(world.snowflake.to_reserve())
     await world.engine.close()
-    assert len(world.engine._cursors) == 0
+    assert not world.engine._cursors._seen
     assert world.failures == []
 
 
@@ -329,10 +336,10 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
     queue = world.engine._cursors
     world.journal.gate.clear()
     world.engine.ack(1, "@bob", 1)
-    first = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    first = asyncio.create_task(queue.note())
     await asyncio.sleep(0)
     world.engine.ack(1, "@alice", 1)
-    second = asyncio.create_task(queue.flush_user("alice", ["a1"], world.clock.ms))
+    second = asyncio.create_task(queue.flush_user("alice", ["a1"]))
     await asyncio.sleep(0)
     assert (await world.engine.sync(1, 50, {}, None)).items == [], "both writes under way, nothing forgotten"
     world.journal.failing = True
@@ -341,7 +348,7 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
     assert isinstance(refusal, Refused), "a first login that rests on these must not go on"
     assert (await world.engine.sync(1, 50, {}, None)).items == [], "a full disk forgets no acknowledgement"
     world.journal.failing = False
-    await queue.flush(world.clock.ms, all_of_them=True)
+    await write_rows(world)
     number = world.store.users["alice"].devices["a1"].number
     for key in ("alice|bob", "alice|alice"):
         assert world.store.rows["alice", key].cursors == {number: 1}
@@ -356,6 +363,7 @@ async def test_presence_waits_before_it_says_offline(world: World) -> None:
     assert world.gateway.states == [], "a reconnect shows nobody a flicker"
     world.engine.logout(3)
     assert world.engine.presence(1, ["@bob"], None)["@bob"].online
+    await world.engine._cursors.tick()  # ten times a second
     world.gateway.news.clear()
     world.clock.ms += 5_001
     async with asyncio.timeout(10):
@@ -426,7 +434,7 @@ async def test_acks_refused_after_the_device_came_anew_are_written_with_its_next
     queue = world.engine._cursors
     world.journal.gate.clear()
     world.engine.ack(1, "@bob", 1)
-    writing = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    writing = asyncio.create_task(queue.tick())
     await asyncio.sleep(0)
     world.engine.logout(1)
     await world.engine.login(9, "alice", "a1", "")
@@ -435,7 +443,7 @@ async def test_acks_refused_after_the_device_came_anew_are_written_with_its_next
     await writing
     world.engine.ack(9, "@alice", 1)
     world.journal.failing = False
-    await queue.flush(world.clock.ms, all_of_them=True)
+    await write_rows(world)
     number = world.store.users["alice"].devices["a1"].number
     for key in ("alice|bob", "alice|alice"):
         assert world.store.rows["alice", key].cursors == {number: 1}
@@ -445,21 +453,22 @@ async def test_a_cancelled_cursor_write_keeps_what_it_had(world: World) -> None:
     world.send(2, "@alice", "k")
     await world.gateway.outcomes(1)
     queue = world.engine._cursors
-    await queue.flush(world.clock.ms, all_of_them=True)
+    await write_rows(world)
     world.journal.gate.clear()
     world.engine.ack(1, "@bob", 1)
-    queue.seen("alice", "a1", world.clock.ms + 7)
-    holder = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
-    waiter = asyncio.create_task(queue.flush(world.clock.ms, all_of_them=True))
+    used = world.clock.ms + 7
+    queue.seen("alice", "a1", used)
+    holder = asyncio.create_task(queue.note())
+    waiter = asyncio.create_task(queue.note())
     await asyncio.sleep(0)
     for task in (waiter, holder):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     world.journal.gate.set()
-    await queue.flush(world.clock.ms, all_of_them=True)
+    await write_rows(world)
     device = world.store.users["alice"].devices["a1"]
-    assert device.last_used == world.clock.ms + 7
+    assert device.last_used == used
     assert world.store.rows["alice", "alice|bob"].cursors == {device.number: 1}
 
 
@@ -468,13 +477,14 @@ async def test_cursor_records_are_bounded(world: World) -> None:
     queue.of(("alice", "a1")).update({f"#{n}": 1 for n in range(MAX_ENTRIES * 2 + 1)})
     for n in range(MAX_ENTRIES + 1):
         queue.seen(f"u{n}", "d", 1)
-    await queue.flush(world.clock.ms, all_of_them=True)
+    await queue.note(all_seen=True)
+    await write_rows(world)
     written = [r for entry in world.journal.entries for r in entry.records if isinstance(r, Cursors)]
     acked = [sum(len(of) for _, _, of in record.acks) for record in written]
     assert max(acked + [len(record.seen) for record in written]) == MAX_ENTRIES
     assert sum(acked) == MAX_ENTRIES * 2 + 1
     assert sum(len(record.seen) for record in written) >= MAX_ENTRIES + 1
-    assert len(queue) == 0
+    assert queue.size == 0
 
 
 async def test_a_follower_that_is_closed_by_the_push_hurts_nobody(world: World) -> None:
@@ -627,7 +637,7 @@ async def test_a_device_that_comes_back_while_it_is_being_forgotten_is_new(world
         world.engine.logout(10)
     world.send(2, "@alice", "k")
     await world.gateway.outcomes(1)
-    await world.engine._cursors.flush(world.clock.ms, all_of_them=True)
+    await write_rows(world)
     world.journal.appending.clear()
     world.journal.gate.clear()
     first = asyncio.create_task(world.engine.login(11, "alice", "new", ""))

@@ -1,0 +1,228 @@
+"""Acknowledgements on their way: into the journal within a tick, into rows ten seconds later, never back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hongyan.engine.cursors import A_COMMIT, MAX_NOTED, Acks, CursorQueue
+from hongyan.engine.sessions import Owner
+from hongyan.errors import Refused, refused
+from hongyan.protocol.outcomes import Done, Noted, Outcome
+from hongyan.protocol.records import Acked, Cursors, Record
+
+HOLD_MS = 10_000
+
+
+class Log:
+    """A journal and its fold, as far as cursors go; one commit a turn of the loop. `failing` refuses."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Record]] = []
+        self.offset = 0
+        self.rows: dict[tuple[Owner, str], int] = {}
+        self.failing = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._next: list[Record] = []
+        self.always: list[bool] = []
+
+    async def submit(self, record: Record, weight: int, always: bool) -> Outcome:
+        if not self._next:
+            asyncio.get_running_loop().call_soon(self.commit)
+        self._next.append(record)
+        self.always.append(always)
+        await asyncio.sleep(0)
+        await self.gate.wait()
+        if self.failing:
+            raise refused("unavailable", "full")
+        return Noted(self.offset) if isinstance(record, Acked) else Done()
+
+    def commit(self) -> None:
+        records, self._next = self._next, []
+        if self.failing:
+            return
+        self.offset += 1
+        self.batches.append(records)
+        for record in records:
+            assert isinstance(record, Acked | Cursors)
+            if isinstance(record, Cursors):
+                for user, device, acks in record.acks:
+                    for key, seq in acks.items():
+                        at = ((user, device), key)
+                        self.rows[at] = max(seq, self.rows.get(at, 0))
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.log = Log()
+        self.ms = 1_000_000
+        self.queue = self.new()
+
+    def new(self) -> CursorQueue:
+        ids = itertools.count(1)
+        return CursorQueue(
+            self.log.submit, lambda: next(ids), lambda: self.ms, lambda: self.ms, lambda: self.log.offset,
+            HOLD_MS,
+        )  # fmt: skip
+
+    def ack(self, owner: Owner, key: str, seq: int) -> None:
+        of = self.queue.of(owner)
+        if seq > of.get(key, 0):
+            of[key] = seq
+
+    def known(self, owner: Owner, key: str) -> int:
+        return max(self.queue.acked(owner, key), self.log.rows.get((owner, key), 0))
+
+    def after_a_crash(self, trimmed: int) -> CursorQueue:
+        queue = self.new()
+        for offset, records in enumerate(self.log.batches, 1):
+            for record in records:
+                if offset > trimmed and isinstance(record, Acked | Cursors):
+                    copy: list[tuple[str, str, Acks]] = [(u, d, dict(of)) for u, d, of in record.acks]
+                    kind = type(record)
+                    again: Any = kind(1, 1, copy) if kind is Acked else kind(1, 1, copy, [])
+                    queue.restore(again, offset)
+        return queue
+
+
+A, B = ("alice", "a1"), ("bob", "b1")
+
+
+async def test_one_tick_has_the_journal_note_everything_however_many_acknowledged() -> None:
+    rig = Rig()
+    for n in range(3 * MAX_NOTED):
+        rig.ack((f"u{n}", "d"), "#team", 1)
+    await rig.queue.tick()
+    assert not rig.queue.gathered
+    assert len(rig.log.batches) == 1
+    noted = [record for record in rig.log.batches[0] if isinstance(record, Acked)]
+    assert sum(len(record.acks) for record in noted) == 3 * MAX_NOTED
+    assert max(len(record.acks) for record in noted) == MAX_NOTED
+    assert all(rig.log.always), "also where others are told busy"
+    assert rig.log.rows == {}
+
+
+async def test_rows_move_ten_seconds_later_once_for_all_acknowledgements_since() -> None:
+    rig = Rig()
+    for seq in range(1, 100):
+        rig.ack(A, "#team", seq)
+        await rig.queue.tick()
+        rig.ms += HOLD_MS // 100
+    assert rig.log.rows == {}
+    rig.ms += HOLD_MS // 100
+    await rig.queue.tick()
+    assert rig.log.rows == {(A, "#team"): 99}
+    moved = [record for batch in rig.log.batches for record in batch if isinstance(record, Cursors)]
+    assert len(moved) == 1
+    assert (rig.queue.size, rig.queue.needed) == (0, None)
+
+
+async def test_a_commit_moves_a_bounded_number_of_rows_and_all_are_moved() -> None:
+    rig = Rig()
+    for n in range(3 * A_COMMIT):
+        rig.ack(A if n % 2 else B, f"#g{n}", 1)
+    await rig.queue.tick()
+    rig.ms += HOLD_MS
+    await rig.queue.tick()
+    moved = [
+        sum(len(of) for r in b if isinstance(r, Cursors) for _, _, of in r.acks) for b in rig.log.batches
+    ]
+    assert max(moved) == A_COMMIT
+    assert sum(moved) == len(rig.log.rows) == 3 * A_COMMIT
+
+
+async def test_the_journal_is_needed_from_the_moment_that_noting_begins() -> None:
+    """The commit is folded a turn of the loop before who waits for it goes on: a trim may come in between."""
+    rig = Rig()
+    await rig.log.submit(Cursors(1, 1, [], []), 0, False)
+    rig.log.gate.clear()
+    rig.ack(A, "#team", 5)
+    noting = asyncio.create_task(rig.queue.note())
+    while rig.log.offset < 2:
+        await asyncio.sleep(0)
+    assert rig.queue.needed == 2
+    assert rig.queue.acked(A, "#team") == 5
+    rig.log.gate.set()
+    await noting
+    assert rig.queue.needed == 2
+
+
+async def test_a_refused_move_stands_where_it_stood() -> None:
+    rig = Rig()
+    rig.ack(A, "#old", 1)
+    await rig.queue.note()
+    rig.ack(B, "#team", 7)
+    await rig.queue.note()
+    rig.log.failing = True
+    with pytest.raises(Refused):
+        await rig.queue.flush_user("bob", ["b1"])
+    assert rig.queue.needed == 1, "alice's is older, and nobody moved it"
+    assert rig.known(B, "#team") == 7
+    rig.log.failing = False
+    await rig.queue.flush_user("bob", ["b1"])
+    assert rig.log.rows == {(B, "#team"): 7}
+    assert rig.queue.needed == 1
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("ack"), st.sampled_from([A, B]), st.sampled_from("xyz"), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["tick", "tick", "note", "flush", "wait", "trim", "crash"])),
+        st.tuples(st.just("fail"), st.booleans()),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps=steps)
+def test_no_acknowledgement_is_lost_whatever_happens_in_between(steps: list[tuple[Any, ...]]) -> None:
+    asyncio.run(live(steps))
+
+
+async def live(steps: list[tuple[Any, ...]]) -> None:
+    rig, trimmed = Rig(), 0
+    told: dict[tuple[Owner, str], int] = {}  # the highest acknowledged
+    sure: dict[tuple[Owner, str], int] = {}  # what a crash must not forget
+    for step in steps:
+        match step:
+            case ("ack", owner, key, seq):
+                rig.ack(owner, key, seq)
+                if seq:
+                    told[owner, key] = max(seq, told.get((owner, key), 0))
+            case ("fail", failing):
+                rig.log.failing = failing
+            case ("wait",):
+                rig.ms += HOLD_MS
+            case ("trim",):
+                needed = rig.queue.needed
+                trimmed = max(trimmed, rig.log.offset if needed is None else needed - 1)
+            case ("crash",):
+                rig.queue = rig.after_a_crash(trimmed)
+                told = dict(sure)
+            case (what,):
+                try:
+                    await {"tick": rig.queue.tick, "note": rig.queue.note}.get(
+                        what, lambda: rig.queue.flush_user("alice", ["a1"])
+                    )()
+                except Refused:
+                    pass
+        if not rig.queue.gathered:
+            sure = dict(told)
+        for (owner, key), seq in told.items():
+            assert rig.known(owner, key) >= seq
+        held = [len(each.acks) for each in rig.queue._held.values()]
+        assert (rig.queue.size, 0 in held) == (sum(held), False)
+        assert rig.queue.needed == min((each.offset for each in rig.queue._held.values()), default=None)
+    rig.log.failing = False
+    for _ in range(2):
+        await rig.queue.tick()
+        rig.ms += HOLD_MS
+    assert {at: seq for at, seq in rig.log.rows.items() if seq < told.get(at, 0)} == {}
+    assert told.keys() <= rig.log.rows.keys()
