@@ -179,15 +179,8 @@ class Fanout:
         self, to: Set[Connection], address: str, message: Message, origin: Connection | None, own: bool
     ) -> None:
         """Push to all but the origin, encoded once a codec. `own`: they are the sender's."""
-        counters = self.counters
-        if len(to) == 1 and origin is None:  # a direct chat, mostly
-            (connection,) = to
-            codec = connection.codec
-            self._push(connection, frames.message(codec.binary, codec.message(address, message, own)))
-            counters.pushes += 1
-            return
         made: dict[Codec, bytes] = {}
-        touched = self._touched
+        pushes, touched = 0, self._touched
         for connection in to:
             if connection is origin:
                 continue
@@ -200,7 +193,8 @@ class Fanout:
             if not outbox.frames or outbox.held:
                 touched.append(connection)
             outbox.frames.append(frame)
-            counters.pushes += 1
+            pushes += 1
+        self.counters.pushes += pushes
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:

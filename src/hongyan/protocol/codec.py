@@ -85,22 +85,18 @@ class _Json:
             id,
         )
 
-    def message(self, address: str, message: Message, own: bool) -> bytes:
-        return _PUSH % _values(address, message, own)
+    def message(self, address: str, message: Message, own: bool, template: bytes = _PUSH) -> bytes:
+        key = b',"key":' + _quote(message.key) if own else b""
+        return template % (
+            address.encode(), message.sender.encode(), message.seq, message.content_type.encode(), message.content,
+            key, message.at, message.id,
+        )  # fmt: skip
 
     def item(self, address: str, message: Message, own: bool) -> msgspec.Raw:
-        return msgspec.Raw(_ITEM % _values(address, message, own))
+        return msgspec.Raw(self.message(address, message, own, _ITEM))
 
     def error(self, error: WireError, ref: str | None, timestamp: int, id: int) -> bytes:
         return self.envelope("error", error_data(error, ref), timestamp, id)
-
-
-def _values(address: str, message: Message, own: bool) -> tuple[Any, ...]:
-    key = b',"key":' + _quote(message.key) if own else b""
-    return (
-        address.encode(), message.sender.encode(), message.seq, message.content_type.encode(), message.content, key,
-        message.at, message.id,
-    )  # fmt: skip
 
 
 class _MessagePack:

@@ -40,7 +40,7 @@ from hongyan.store.tail import MISSING, Tail
 
 log = structlog.get_logger("hongyan.store")
 
-VERSION = b"4"
+VERSION = b"5"
 READ_BYTES = 512 * 1024
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
@@ -289,14 +289,25 @@ class RocksStore:
     def _stored_conversation(self, key: str) -> Conversation | None:
         if not key.isascii():
             return None
-        # Of a direct chat the first message is asked for first: mostly the chat is new, and it is not there.
-        if key[0] != "#" and self._get(keys.messages(key) + keys.number(1)) is None:
+        if key[0] == "#":
+            raw = self._get(keys.conversation(key))
+            return decode_conversation(raw) if raw is not None else None
+        # The first message is asked for first: mostly the chat is new, and it is not there.
+        prefix = keys.messages(key)
+        run = self._get(prefix + keys.number(1))
+        if run is None:
             return None
         raw = self._get(keys.conversation(key))
         if raw is not None:
-            return decode_conversation(raw)
-        first = self._first(key) if key[0] != "#" else ()
-        return Conversation(first[-1].seq, first[-1].at) if first else None
+            row = decode_conversation(raw)
+            run = self._get(prefix + keys.number(row.last_seq + 1))
+        while (
+            run is not None
+        ):  # what has come since the row was written; each begins where the one before ends
+            newest = decode_run(run)[-1]
+            row = Conversation(newest.seq, newest.at)
+            run = self._get(prefix + keys.number(newest.seq + 1))
+        return row
 
     def user(self, user: str) -> User | None:
         recent = self._users.young.get(user) or self._users.get(user)

@@ -16,8 +16,11 @@ RUN_BYTES = 8 * 1024
 RUN_MESSAGES = 64
 
 # Most conversations are short, and rows beside the message itself are half of what one costs. So the first
-# messages of a conversation are found by looking at them, and a direct chat that has no others has no row.
+# messages of a conversation are found by looking at them.
 FIRST = 4
+# A direct chat's row says no more than its newest message does. It is written when the chat passes a multiple of this:
+# who reads it goes on from there, run by run.
+STRIDE = 4
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_run = msgspec.msgpack.Decoder(list[Message]).decode
@@ -39,7 +42,7 @@ def write_batch(unit: Unit) -> WriteBatch:
         if message.seq > FIRST:
             put(keys.sent(*at), encode(Sent(message.seq, message.id, message.at)))
     for key, conversation in unit.conversations.items():
-        if conversation.last_seq > FIRST or key[0] == "#":
+        if key[0] == "#" or conversation.last_seq // STRIDE > (unit.messages[key][0].seq - 1) // STRIDE:
             put(keys.conversation(key), encode(conversation))
     for user, found in unit.users.items():
         put(keys.user(user), encode(found))
