@@ -41,7 +41,7 @@ async def recover(
         last_log_ms = max(last_log_ms, entry.log_ms)
         highest_id = max(highest_id, max(record.id for record in entry.records))
         if entry.last <= store.offset:
-            sequencer.remember(entry.records, entry.first, entry.log_ms)
+            sequencer.remember(entry.records, entry.first, entry.log_ms, journal.first > 1)
             continue
         if entry.first <= store.offset:
             raise DataDirectoryError(f"the store ends inside the journal's batch at record {entry.first}")

@@ -204,6 +204,29 @@ async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
     assert isinstance(outcome, Message) and outcome.seq == 1
 
 
+async def test_what_was_sent_before_the_windows_figures_is_found_again_after_a_restart() -> None:
+    """A first start on a full disk states them only later; its journal was never trimmed all the same."""
+    world = World()
+    await world.engine.recover()
+    world.journal.failing = True
+    await world.engine.open_window()
+    world.journal.failing = False
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    world.send(1, "@alice", "k")
+    await world.gateway.outcomes(1)
+    await world.engine.close()
+    world.engine = world.new_engine()
+    await world.engine.recover()
+    await world.engine.open_window()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    world.send(1, "@alice", "k")
+    again = (await world.gateway.outcomes(2))[1]
+    await world.engine.close()
+    assert isinstance(again, Duplicate)
+
+
 async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: World) -> None:
     world.journal.gate.clear()
     world.journal.appending.clear()
