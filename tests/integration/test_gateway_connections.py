@@ -245,6 +245,42 @@ async def test_what_the_engine_refuses_at_login(code, closes):
             await client.login("alice")
 
 
+@pytest.mark.parametrize("part", ["verifier", "login", "groups"])
+async def test_a_login_that_fails_by_a_defect_closes_1011_and_leaves_no_session(part, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("broken on purpose")
+
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        if part == "verifier":
+            monkeypatch.setattr(gateway.verifier, "verify", fail)
+        elif part == "login":
+            engine.broken = True
+        else:
+            monkeypatch.setattr(engine, "groups", fail)
+        (session,) = gateway.sessions
+        await client.send("login", {"token": "alice", "device_id": "d"})
+        assert (await client.closed())[0] == 1011
+        assert (gateway.session_count, gateway.topics, gateway.counters.sessions) == (0, {}, 0)
+        assert part == "verifier" or set(engine.logouts) == {session}
+
+
+async def test_a_login_that_fails_after_its_connection_has_gone_leaves_no_session(monkeypatch):
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        engine.gate = asyncio.Event()
+        (session,) = gateway.sessions
+        await client.send("login", {"token": "alice", "device_id": "d"})
+        await engine.waiting.wait()
+        gateway.replace(session)
+        assert engine.logouts == [session]
+        engine.logouts.clear()
+        engine.logged_out.clear()
+        engine.refuse_login = RuntimeError("broken on purpose")
+        engine.gate.set()
+        async with asyncio.timeout(5):
+            await engine.logged_out.wait()
+        assert engine.logouts == [session], "the engine may have taken it before it failed"
+
+
 async def test_failed_logins_are_throttled_but_a_good_token_always_logs_in():
     async with running_gateway(failed_logins_per_minute=2) as (gateway, _):
         codes = []

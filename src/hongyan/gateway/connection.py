@@ -50,7 +50,7 @@ class Input(Enum):
     REFUSED = auto()
 
 
-# What is not here cannot happen: looking it up is a defect and ends the connection with 1011.
+# What is not here cannot happen: looking it up is a defect (`_failed`).
 NEXT: dict[tuple[State, Input], State] = {
     (State.CONNECTED, Input.LOGIN): State.LOGGING_IN,
     (State.LOGGING_IN, Input.ACCEPTED): State.READY,
@@ -169,8 +169,16 @@ class Connection(FrameListener):
         except Refused as refusal:
             self.write_error(refusal.error, request.message_id)
         except Exception:
-            log.exception("a request failed", type=type(request).__name__, session=self.session)
-            self.write_error(_INTERNAL, request.message_id)
+            self._failed(request.message_id)
+
+    def _failed(self, ref: str | None) -> None:
+        """A defect, or damaged storage. It costs the request its answer; while logging in it costs the connection:
+        what has been done of a login is not known, and its outbox is held."""
+        log.exception("a request failed", session=self.session)
+        if self.state is State.READY:
+            self.write_error(_INTERNAL, ref)
+        else:
+            self.close(frames.INTERNAL, "internal error")
 
     def _not_a_request(self, bad: BadRequest, size: int) -> None:
         now = self.gateway.monotonic()
@@ -230,8 +238,7 @@ class Connection(FrameListener):
         except Refused as refusal:
             self.write_error(refusal.error, ref)
         except Exception:
-            log.exception("a request failed", session=self.session)
-            self.write_error(_INTERNAL, ref)
+            self._failed(ref)
         finally:
             self._busy = False
             self._continue()

@@ -80,12 +80,13 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
         session_id = await gateway.engine.login(
             connection.session, connection.user, request.data.device_id, request.data.platform
         )
+        groups = gateway.engine.groups(connection.user)
     except Refused as refusal:
         connection.login_refused()
         _refuse_login(connection, refusal.error, request.message_id)
         return None
-    except BaseException:
-        connection.login_refused()
+    except BaseException:  # the engine may have it, and the connection may have gone meanwhile
+        gateway.engine.logout(connection.session)
         raise
     if connection.closed:  # it went while the engine was at it: nobody else will say so
         gateway.engine.logout(connection.session)
@@ -99,8 +100,7 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
         "features": [],
     }
     connection.login_accepted(
-        gateway.engine.groups(connection.user),
-        connection.frame_of(_payload(connection, "login", request.message_id, answer)),
+        groups, connection.frame_of(_payload(connection, "login", request.message_id, answer))
     )
     return None
 
