@@ -417,15 +417,18 @@ class Engine:
     # -- reads -----------------------------------------------------------------------------------
 
     async def sync(self, session: int, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
-        return await self._reader.sync(self._session(session), limit, cursors, page)
+        async with self._reader.place():
+            return await self._reader.sync(self._session(session), limit, cursors, page)
 
     async def history(
         self, session: int, conversation: str, before: int | None, after: int | None, limit: int
     ) -> HistoryPage:
-        return await self._reader.history(self._session(session), conversation, before, after, limit)
+        async with self._reader.place():
+            return await self._reader.history(self._session(session), conversation, before, after, limit)
 
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage:
-        return await self._reader.conversations(self._session(session), limit, page)
+        async with self._reader.place():
+            return await self._reader.conversations(self._session(session), limit, page)
 
     def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -12,6 +12,7 @@ from hongyan.config import Settings
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
 from hongyan.engine.presence import PUSHES, Presence
+from hongyan.engine.reads import READERS, TURN_MS
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
@@ -368,6 +369,42 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
     number = world.store.users["alice"].devices["a1"].number
     for key in ("alice|bob", "alice|alice"):
         assert world.store.rows["alice", key].cursors == {number: 1}
+
+
+async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_loop(world: World) -> None:
+    """In order of arrival; and who has gone while it waited costs nothing."""
+    loop, memberships = asyncio.get_running_loop(), world.store.memberships
+    turns = [0]  # how often reads went on, for each turn of the loop
+
+    def turn() -> None:
+        nonlocal next_turn
+        turns.append(0)
+        next_turn = loop.call_soon(turn)
+
+    def slow(*args: Any) -> Any:
+        turns[-1] += 1
+        world.clock.ms += TURN_MS
+        return memberships(*args)
+
+    world.store.memberships = slow  # type: ignore[method-assign]
+    for n in range(3):
+        await world.engine.create_group(1, f"#g{n}", "", "open")
+    next_turn = loop.call_soon(turn)
+    done: list[int] = []
+    reads = []
+    for n in range(60):
+        reads.append(loop.create_task(world.engine.conversations(2, 10, None)))
+        reads[-1].add_done_callback(lambda _, n=n: done.append(n))
+    late = loop.create_task(world.engine.conversations(1, 10, None))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    world.engine.logout(1)
+    await asyncio.wait(reads)
+    next_turn.cancel()
+    assert max(turns) == READERS
+    assert done == sorted(done)
+    with pytest.raises(Refused, match="not logged in"):
+        await late
 
 
 async def test_presence_waits_before_it_says_offline(world: World) -> None:
