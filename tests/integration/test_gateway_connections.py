@@ -14,7 +14,7 @@ from websockets.protocol import State
 
 from gateway_rig import now_ms, running_gateway, told
 from hongyan.errors import WireError, refused
-from hongyan.gateway import fanout
+from hongyan.gateway import fanout, limits
 from hongyan.gateway.outbox import Outbox
 from hongyan.ids import Snowflake
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
@@ -657,7 +657,7 @@ async def test_a_login_past_the_connections_rate_closes_4401():
         assert (await client.closed())[0] == 4401
 
 
-async def test_an_ack_of_many_conversations_counts_as_many():
+async def test_an_ack_of_many_conversations_counts_as_many_and_delays_what_follows_by_a_second(monkeypatch):
     async with running_gateway(rate_limit=1) as (gateway, engine), client_of(gateway, "alice") as client:
         (connection,) = gateway.sessions.values()
         await client.send("ack", {"acks": {f"@u{n}": 1 for n in range(10)}})
@@ -668,3 +668,6 @@ async def test_an_ack_of_many_conversations_counts_as_many():
             while len(engine.acks) < 4_910:
                 await asyncio.sleep(0.01)
         assert not connection.wire.transport.is_reading(), "240 requests' worth: past the burst of 200"
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + limits.DEBT_S)
+        gateway.wheel.turn()
+        assert connection.wire.transport.is_reading(), "a send may be behind it"
