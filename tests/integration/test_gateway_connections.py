@@ -14,7 +14,7 @@ from websockets.protocol import State
 
 from gateway_rig import now_ms, running_gateway, told
 from hongyan.errors import WireError, refused
-from hongyan.gateway import fanout, limits
+from hongyan.gateway import fanout, frames, limits
 from hongyan.gateway.outbox import Outbox
 from hongyan.ids import Snowflake
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
@@ -611,6 +611,44 @@ async def test_what_waits_too_long_behind_another_request_is_answered(monkeypatc
         assert engine.sent == []
         assert acked
         await client.barrier()
+
+
+async def behind_a_command(engine, client, *envelopes, close=False):
+    """In one write, so that all of it is read: a command that does not come back, and these behind it."""
+    engine.gate = asyncio.Event()
+    engine.waiting.clear()
+    join = {"type": "join_group", "message_id": "j", "data": {"group": "#t"}}
+    sent = [frames.encode(frames.TEXT, json.dumps(each).encode()) for each in (join, *envelopes)]
+    if close:
+        sent.append(frames.encode_close(1000))
+    client.ws.transport.write(
+        b"".join(frame[:1] + bytes((frame[1] | 0x80, 0, 0, 0, 0)) + frame[2:] for frame in sent)
+    )
+    await engine.waiting.wait()
+
+
+@pytest.mark.parametrize("end", ["the peer closes", "4430", "the server stops"])
+async def test_acknowledgements_that_were_read_hold_though_the_connection_ends(end):
+    """Only a crash may set a cursor back, not a request before them that is still under way."""
+    one = {"type": "ack", "data": {"conversation": "@bob", "seq": 500}}
+    more = {"type": "ack", "data": {"acks": {"#t": 7}}}
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        (connection,) = gateway.sessions.values()
+        behind = (one, {"type": "nonsense"}, {"type": "conversations"}, more)
+        await behind_a_command(engine, client, *behind, close=end == "the peer closes")
+        if end == "4430":
+            connection.too_slow()
+        elif end == "the server stops":
+            stopping = asyncio.ensure_future(gateway.drain(5))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await stopping
+        await client.closed()
+        assert engine.acks == [("@bob", 500), ("#t", 7)]
+        assert engine.logouts == [connection.session]
+        engine.gate.set()
+        await asyncio.sleep(0)
+        assert "conversations" not in engine.calls
 
 
 async def test_joining_is_answered_before_what_the_group_says_next():

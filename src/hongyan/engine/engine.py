@@ -271,12 +271,12 @@ class Engine:
         new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
         old = self._sessions.of(user, device)
         was_online = self._sessions.online(user)
-        if old is not None:
-            self._presence.forget(old)
-            self._sessions.remove(old)
-            self._gateway.replace(old.number)
         self._cursors.seen(user, device, self._now_ms())
         self._sessions.add(new)
+        if old is not None:  # known until the gateway has handed over the acknowledgements that it had read
+            self._gateway.replace(old.number)
+            self._presence.forget(old)
+            self._sessions.remove(old)
         if not was_online:
             self._presence.came(user)
         return new.session_id

@@ -272,6 +272,22 @@ class Connection(FrameListener):
             wheel.slow(self._overdue, deferred[0][1] + DEFER_S)
         deferred.extendleft(reversed(kept))
 
+    def _drop_deferred(self) -> None:
+        """What was deferred is not served, but its acknowledgements hold: only a crash may set a cursor back."""
+        deferred, self._deferred = self._deferred, None
+        for payload, _ in deferred or ():
+            try:
+                request = self._decode(payload) if payload is not None else None
+                if type(request) is Ack and self.state is State.READY:
+                    data = request.data
+                    acks = data.acks if data.acks is not None else {data.conversation: data.seq or 0}
+                    for conversation, seq in acks.items():
+                        self.gateway.engine.ack(self.session, conversation, seq)
+            except (BadRequest, Refused):
+                pass
+            except Exception:
+                log.exception("an acknowledgement failed", session=self.session)
+
     def _continue(self) -> None:
         """Take what was deferred, in order, until one waits again; then read on."""
         deferred = self._deferred
@@ -369,7 +385,7 @@ class Connection(FrameListener):
 
     def stop_reading(self) -> None:
         """The server stops: what has not been taken by now is not accepted."""
-        self._deferred = None
+        self._drop_deferred()
         self._pause()
 
     def _resume(self) -> None:
@@ -451,7 +467,7 @@ class Connection(FrameListener):
         if flush and not self.outbox.held:
             self.outbox.flush()
         self.outbox.drop()
-        self._deferred = None
+        self._drop_deferred()
         self.wire.wheel.forget(self._unslow)
         self.wire.wheel.forget(self._overdue)
         if self._waiting is not None:

@@ -371,6 +371,21 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
         assert world.store.rows["alice", key].cursors == {number: 1}
 
 
+async def test_a_replaced_connection_hands_over_what_it_had_read(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+
+    def replace(session: int) -> None:
+        world.engine.ack(session, "@bob", 1)
+        world.engine.logout(session)
+
+    world.gateway.replace = replace  # type: ignore[method-assign]
+    await world.engine.login(9, "alice", "a1", "")
+    assert await synced(world, 9) == []
+    world.clock.ms += 6_000
+    assert world.engine.presence(2, ["@alice"], None)["@alice"].online
+
+
 async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_loop(world: World) -> None:
     """In order of arrival; and who has gone while it waited costs nothing."""
     loop, memberships = asyncio.get_running_loop(), world.store.memberships
