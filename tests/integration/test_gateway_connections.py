@@ -651,6 +651,33 @@ async def test_acknowledgements_that_were_read_hold_though_the_connection_ends(e
         assert "conversations" not in engine.calls
 
 
+async def test_a_hold_for_one_groups_answer_is_not_for_another_groups_news():
+    """Alice's second device joins #x while the first waits for its own #y: nothing of the first has to wait."""
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        for kind, group in (("join_group", "#y"), ("create_group", "#z")):
+            engine.waiting.clear()
+            waiting = await client.send(kind, {"group": group})
+            await engine.waiting.wait()
+            joined = GroupChanged("#x", "", "open", "x", 2, 0, 1, (("joined", "alice"),))
+            gateway.tell([told(joined), told(message("alice|bob", 1, "bob"), 0, "k", "bob")])
+            assert [(await client.receive())["type"] for _ in range(2)] == ["group_event", "message"]
+            engine.gate.set()
+            assert (await client.reply(waiting))["data"]["group"] == group
+            engine.gate.clear()
+
+
+async def test_what_is_created_without_a_name_is_answered_before_its_event():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        engine.waiting.clear()
+        await client.send("create_group", {"name": "Team"})
+        await engine.waiting.wait()
+        gateway.tell([told(GroupChanged("#g17", "Team", "open", "alice", 1, 0, 1, (("joined", "alice"),)))])
+        engine.gate.set()
+        assert [(await client.receive())["type"] for _ in range(2)] == ["create_group", "group_event"]
+
+
 async def test_joining_is_answered_before_what_the_group_says_next():
     async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
         engine.gate = asyncio.Event()

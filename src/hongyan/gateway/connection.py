@@ -88,7 +88,8 @@ class Connection(FrameListener):
         self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
         self._malformed: limits.Recent | None = None
         self._busy = self._slowed = False
-        self.entering = False  # a request that makes the user a member awaits its answer
+        # The group that a request under way makes the user a member of; "": one that has no name yet.
+        self.entering: str | None = None
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
         self._backlog_seen = 0
         self._deferred: deque[tuple[bytes | None, float]] | None = None  # and when it came

@@ -207,7 +207,7 @@ class Fanout:
             own = tuple(self.topics.get(f"@{user}", ()))
             for connection in own:
                 if event == "joined":
-                    if connection.entering:
+                    if connection.entering in (outcome.group, ""):
                         connection.outbox.hold()
                     self.subscribe(connection, outcome.group)
                 elif event == "left":
