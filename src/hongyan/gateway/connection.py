@@ -30,7 +30,7 @@ _LOGGED_IN = WireError("invalid_state", "this connection is logged in already")
 _WRONG_KIND = WireError("malformed", "a message of the wrong kind for the subprotocol")
 _EXPIRED = WireError("token_expired", "the token has expired")
 _OVERDUE = WireError("unavailable", "the requests before this one are not answered yet; resend with retry")
-# The longest that a request waits behind another of its connection. With the committer's ANSWER_MS it is
+# The longest that a send waits behind another request of its connection. With the committer's ANSWER_MS it is
 # below the ten seconds within which every send is answered.
 DEFER_S = 3.0
 EXPIRY_LEEWAY_S = 30.0  # a token may verify so long after its `exp`
@@ -92,7 +92,7 @@ class Connection(FrameListener):
         self.entering: str | None = None
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
         self._backlog_seen = 0
-        self._deferred: deque[tuple[bytes | None, float]] | None = None  # and when it came
+        self._deferred: deque[bytes | None] | None = None  # read, behind a request under way
 
     # frames
 
@@ -245,38 +245,36 @@ class Connection(FrameListener):
             self._continue()
 
     def _defer(self, payload: bytes | None) -> None:
-        now = self.wire.wheel.now
+        """All of it was in one read: reading stops with the request that it waits for, until none is left of it."""
         if not self._deferred:
             self._deferred = deque()
-            self.wire.wheel.slow(self._overdue, now + DEFER_S)
-        self._deferred.append((payload, now))
+            self.wire.wheel.slow(self._overdue, self.wire.wheel.now + DEFER_S)
+        self._deferred.append(payload)
 
     def _overdue(self) -> None:
         """A send that has waited too long behind another request is answered: with what comes then it would be
         past its ten seconds. Everything else keeps its turn: a read may wait for room as long as it takes."""
-        wheel, deferred, kept = self.wire.wheel, self._deferred, deque[tuple[bytes | None, float]]()
-        if deferred is None:
-            return
-        while deferred and deferred[0][1] + DEFER_S <= wheel.now:
-            payload, came = deferred.popleft()
+        kept, answers = deque[bytes | None](), list[tuple[WireError, str | None]]()
+        for payload in self._deferred or ():
             try:
                 request = self._decode(payload) if payload is not None else None
-            except BadRequest:
-                request = None
-            if type(request) is SendMessage:
-                self.write_error(_OVERDUE, request.message_id)
+            except BadRequest as bad:
+                if bad.kind == "send_message":
+                    answers.append((bad.error, bad.ref))
+                    continue
             else:
-                kept.append((payload, came))
-        if self.closed:
-            return
-        if deferred:
-            wheel.slow(self._overdue, deferred[0][1] + DEFER_S)
-        deferred.extendleft(reversed(kept))
+                if type(request) is SendMessage:
+                    answers.append((_OVERDUE, request.message_id))
+                    continue
+            kept.append(payload)
+        self._deferred = kept or None
+        for error, ref in answers:
+            self.write_error(error, ref)
 
     def _drop_deferred(self) -> None:
         """What was deferred is not served, but its acknowledgements hold: only a crash may set a cursor back."""
         deferred, self._deferred = self._deferred, None
-        for payload, _ in deferred or ():
+        for payload in deferred or ():
             try:
                 request = self._decode(payload) if payload is not None else None
                 if type(request) is Ack and self.state is State.READY:
@@ -294,7 +292,7 @@ class Connection(FrameListener):
         deferred = self._deferred
         try:
             while deferred and not self._busy and not self.closed:
-                self._take(deferred.popleft()[0])
+                self._take(deferred.popleft())
         except Exception:
             log.exception("a deferred request failed", session=self.session)
             self.close(frames.INTERNAL, "internal error")
