@@ -19,9 +19,10 @@ from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
 from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
+from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
 from hongyan.protocol.records import Cursors, Record
-from hongyan.protocol.state import Message
+from hongyan.protocol.state import Membership, Message
 from memory_store import MemoryStore
 
 
@@ -599,6 +600,28 @@ def test_presence_of_many_is_told_a_part_at_a_time() -> None:
         assert last[follower.number, "@star"].online
         assert last[follower.number, "@other"] == PresenceState(False, 7)
     assert (followers[-1].number, "@other") not in last
+
+
+def test_a_damaged_row_of_one_follower_costs_the_others_no_news() -> None:
+    """Nor the process, which a failure of storage would end: presence is asked of the store, but is none of it."""
+    store = MemoryStore()
+    watched = Presence(Sessions(), store, visibility="contacts", delay_ms=0, max_subscriptions=10)
+    told: list[int] = []
+    watched.push = lambda sessions, states: told.extend(sessions)
+    for number, follower in enumerate(("f1", "f2", "f3")):
+        store.rows[follower, direct_key(follower, "star")] = Membership(1, 1, 1)
+        watched.ask(Session(number, follower, "d", 1, ""), ["@star"], True)
+    membership = store.membership
+
+    def damaged(user: str, key: str) -> Membership | None:
+        if user == "f2":
+            raise DataDirectoryError("a block is damaged")
+        return membership(user, key)
+
+    store.membership = damaged  # type: ignore[method-assign]
+    watched.went("star", 0, 7)
+    watched.tick(1)
+    assert sorted(told) == [0, 2]
 
 
 async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(
