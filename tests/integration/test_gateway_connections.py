@@ -281,6 +281,22 @@ async def test_a_login_that_fails_after_its_connection_has_gone_leaves_no_sessio
         assert engine.logouts == [session], "the engine may have taken it before it failed"
 
 
+async def test_a_login_that_cannot_be_served_for_now_has_as_long_for_the_next(monkeypatch):
+    """Refused past the deadline by which it was in time: not closed for it, nor kept until the silence deadline."""
+    async with running_gateway(login_timeout_ms=500) as (gateway, engine), client_of(gateway) as client:
+        engine.gate = asyncio.Event()
+        engine.refuse_login = refused("unavailable", "no")
+        ref = await client.send("login", {"token": "alice", "device_id": "d"})
+        await engine.waiting.wait()
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + 5)
+        gateway.wheel.turn()
+        engine.gate.set()
+        assert (await client.reply(ref))["data"]["code"] == "unavailable"
+        gateway.wheel.turn()
+        assert (await client.refused("heartbeat"))["code"] == "unauthenticated"
+        assert (await client.closed())[0] == 4401
+
+
 async def test_failed_logins_are_throttled_but_a_good_token_always_logs_in():
     async with running_gateway(failed_logins_per_minute=2) as (gateway, _):
         codes = []

@@ -321,6 +321,9 @@ class Connection(FrameListener):
         self.outbox.drop()
         self.user = self.device = ""
         self.expires_at = 0.0
+        # It was in time, with a token that is good: another attempt has as long again.
+        self._login_deadline = self.wire.wheel.now + self.gateway.settings.login_timeout_ms / 1000
+        self.wire.wheel.schedule(self.wire, min(self._login_deadline, self._silence_deadline()))
 
     def login_accepted(self, groups: Sequence[str], answer: bytes) -> None:
         """Carry exactly the groups the engine names now; then answer, then what was held."""
