@@ -64,6 +64,36 @@ async def test_send_ack_and_pushes_to_everyone_but_the_origin():
         assert engine.sent[0][1:] == ("key-1", "@bob", "text", b'{"x": [1, null]}', False)
 
 
+async def test_who_should_have_heard_of_what_cannot_be_told_is_closed(monkeypatch):
+    """No push is dropped silently: they come back and find it."""
+    async with (
+        running_gateway() as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+        client_of(gateway, "carol") as carol,
+    ):
+        stored = gateway._stored
+
+        def fail(*args):
+            raise RuntimeError("broken on purpose")
+
+        monkeypatch.setattr(
+            gateway,
+            "_stored",
+            lambda session, of: fail() if of.conversation == "alice|bob" else stored(session, of),
+        )
+        gateway.tell([told(message("alice|bob", 1, "bob")), told(message("carol|dave", 1, "dave"))])
+        assert (await carol.push("message"))["data"]["seq"] == 1
+        for client in (alice, bob):
+            assert (await client.closed())[0] == 1011
+        await carol.barrier()
+        (connection,) = gateway.sessions.values()
+        gateway.subscribe(connection, "#g")
+        monkeypatch.setattr(gateway, "_group_changed", fail)
+        gateway.tell([told(GroupChanged("#g", "", "open", "x", 2, 0, 1, (("left", "dave"),)))])
+        assert (await carol.closed())[0] == 1011
+
+
 async def test_a_message_to_oneself_is_pushed_once_to_the_other_device():
     async with (
         running_gateway() as (gateway, _),
