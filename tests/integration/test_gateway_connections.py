@@ -430,6 +430,14 @@ async def test_a_slow_consumer_is_closed_4430_and_holds_nothing():
         await bob.barrier()
 
 
+async def test_close_codes_of_peers_make_no_series_without_end():
+    async with running_gateway() as (gateway, _):
+        for code in (1000, 3000, 4999):
+            async with client_of(gateway) as client:
+                await client.ws.close(code)
+        assert gateway.counters.closes == {"1000": 1, "other": 2}
+
+
 async def test_a_peer_that_is_silent_is_closed_4408():
     async with (
         running_gateway(heartbeat_interval_ms=100) as (gateway, engine),

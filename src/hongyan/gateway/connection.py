@@ -432,7 +432,9 @@ class Connection(FrameListener):
         if not self.closed:
             code = frames.close_code(close_frame)
             closes = self.gateway.counters.closes
-            closes[str(code)] = closes.get(str(code), 0) + 1
+            peers = code is not None and code >= frames.OF_APPLICATIONS and code not in frames.OURS
+            label = "other" if peers else str(code)
+            closes[label] = closes.get(label, 0) + 1
             if code == frames.TOO_BIG:
                 self.gateway.counters.hit("max_frame_bytes")
         super().end(close_frame, flush)
