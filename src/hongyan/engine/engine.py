@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from hongyan.config import Settings
 from hongyan.engine.committer import Committer
 from hongyan.engine.cursors import MAX_ENTRIES, CursorQueue
@@ -26,6 +28,8 @@ from hongyan.store.base import Store
 from hongyan.throttle import Throttle
 
 TICK_S = 0.1
+
+log = structlog.get_logger("hongyan.engine")
 
 _LIMITS = {"group_full": "max_group_members", "limit_exceeded": "max_groups"}  # of a change of groups
 
@@ -92,7 +96,10 @@ class Engine:
         log_ms = max(self._now_ms(), self._committer.last_log_ms)
         try:
             entry = await self._journal.append([self._window_record()], log_ms)
-        except (Unavailable, Refused):
+        except (Unavailable, Refused) as error:
+            log.warning(
+                "cannot write the duplicate window's figures, the next checkpoint does", error=str(error)
+            )
             return
         self._committer.last_log_ms = log_ms
         self._committer.fold(entry)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
 from hongyan.config import Settings
 from hongyan.engine.cursors import MAX_ENTRIES
@@ -211,7 +212,9 @@ async def test_what_was_sent_before_the_windows_figures_is_found_again_after_a_r
     world = World()
     await world.engine.recover()
     world.journal.failing = True
-    await world.engine.open_window()
+    with capture_logs() as logged:
+        await world.engine.open_window()
+    assert [(each["log_level"], each["error"]) for each in logged] == [("warning", "full")]
     world.journal.failing = False
     world.engine.start(world.gateway)
     await world.engine.login(1, "alice", "a1", "")
