@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from picows import WSTransport
 
 from hongyan.errors import Refused, WireError
 from hongyan.gateway import frames, limits
+from hongyan.gateway.deferred import DEFER_S, Deferred
 from hongyan.gateway.handlers import HANDLERS, READS, Later
 from hongyan.gateway.listener import FrameListener
 from hongyan.gateway.outbox import MAX_FRAME_BYTES, Outbox
@@ -29,10 +29,6 @@ _UNAUTHENTICATED = WireError("unauthenticated", "log in first")
 _LOGGED_IN = WireError("invalid_state", "this connection is logged in already")
 _WRONG_KIND = WireError("malformed", "a message of the wrong kind for the subprotocol")
 _EXPIRED = WireError("token_expired", "the token has expired")
-_OVERDUE = WireError("unavailable", "the requests before this one are not answered yet; resend with retry")
-# The longest that a send waits behind another request of its connection. With the committer's ANSWER_MS it is
-# below the ten seconds within which every send is answered.
-DEFER_S = 3.0
 EXPIRY_LEEWAY_S = 30.0  # a token may verify so long after its `exp`
 
 
@@ -92,7 +88,7 @@ class Connection(FrameListener):
         self.entering: str | None = None
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
         self._backlog_seen = 0
-        self._deferred: deque[bytes | None] | None = None  # read, behind a request under way
+        self._deferred: Deferred | None = None  # while there is any
 
     # frames
 
@@ -245,44 +241,24 @@ class Connection(FrameListener):
             self._continue()
 
     def _defer(self, payload: bytes | None) -> None:
-        """All of it was in one read: reading stops with the request that it waits for, until none is left of it."""
         if not self._deferred:
-            self._deferred = deque()
+            self._deferred = Deferred(self._decode)
             self.wire.wheel.slow(self._overdue, self.wire.wheel.now + DEFER_S)
-        self._deferred.append(payload)
+        self._deferred.add(payload)
 
     def _overdue(self) -> None:
-        """A send that has waited too long behind another request is answered: with what comes then it would be
-        past its ten seconds. Everything else keeps its turn: a read may wait for room as long as it takes."""
-        kept, answers = deque[bytes | None](), list[tuple[WireError, str | None]]()
-        for payload in self._deferred or ():
-            try:
-                request = self._decode(payload) if payload is not None else None
-            except BadRequest as bad:
-                if bad.kind == "send_message":
-                    answers.append((bad.error, bad.ref))
-                    continue
-            else:
-                if type(request) is SendMessage:
-                    answers.append((_OVERDUE, request.message_id))
-                    continue
-            kept.append(payload)
-        self._deferred = kept or None
-        for error, ref in answers:
+        for error, ref in self._deferred.overdue() if self._deferred is not None else ():
             self.write_error(error, ref)
 
     def _drop_deferred(self) -> None:
         """What was deferred is not served, but its acknowledgements hold: only a crash may set a cursor back."""
         deferred, self._deferred = self._deferred, None
-        for payload in deferred or ():
+        if deferred is None or self.state is not State.READY:
+            return
+        for conversation, seq in deferred.acks():
             try:
-                request = self._decode(payload) if payload is not None else None
-                if type(request) is Ack and self.state is State.READY:
-                    data = request.data
-                    acks = data.acks if data.acks is not None else {data.conversation: data.seq or 0}
-                    for conversation, seq in acks.items():
-                        self.gateway.engine.ack(self.session, conversation, seq)
-            except (BadRequest, Refused):
+                self.gateway.engine.ack(self.session, conversation, seq)
+            except Refused:
                 pass
             except Exception:
                 log.exception("an acknowledgement failed", session=self.session)
@@ -292,12 +268,12 @@ class Connection(FrameListener):
         deferred = self._deferred
         try:
             while deferred and not self._busy and not self.closed:
-                self._take(deferred.popleft())
+                self._take(deferred.take())
         except Exception:
             log.exception("a deferred request failed", session=self.session)
             self.close(frames.INTERNAL, "internal error")
         if not deferred:
-            self._deferred = None  # an empty deque has 700 bytes
+            self._deferred = None  # an empty one has 700 bytes
         self._resume()
 
     # login
