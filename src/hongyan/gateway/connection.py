@@ -1,10 +1,10 @@
-"""One connection: login state, order of requests, rates, closing. What a request does is in handlers.py."""
+"""One connection: login state, order of requests, deadlines. What a request does is in handlers.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from picows import WSTransport
@@ -13,8 +13,8 @@ from hongyan.errors import Refused, WireError
 from hongyan.gateway import frames, limits
 from hongyan.gateway.deferred import DEFER_S, Deferred
 from hongyan.gateway.handlers import HANDLERS, READS, Later
-from hongyan.gateway.listener import FrameListener
-from hongyan.gateway.outbox import MAX_FRAME_BYTES, Outbox
+from hongyan.gateway.outbox import MAX_FRAME_BYTES
+from hongyan.gateway.peer import Peer
 from hongyan.gateway.wire import Wire
 from hongyan.protocol.codec import Codec
 from hongyan.protocol.requests import Ack, AckData, BadRequest, Heartbeat, Login, Request, SendMessage
@@ -54,36 +54,25 @@ NEXT: dict[tuple[State, Input], State] = {
 }
 
 
-class Connection(FrameListener):
+class Connection(Peer):
     """Requests are taken strictly in order: while one of those that wait is
     under way (login, reads, group commands), reading stops and what had been read is deferred."""
 
     __slots__ = (
-        "_backlog_seen", "_busy", "_decode", "_deferred", "_limited", "_login_deadline", "_malformed", "_quiet",
-        "_rate", "_slowed", "_waiting", "address", "codec", "device", "entering", "expires_at", "gateway", "outbox",
-        "session", "state",
-        "topics", "user",
+        "_backlog_seen", "_decode", "_deferred", "_login_deadline", "_waiting", "address", "device", "entering",
+        "expires_at", "session", "state", "topics", "user",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, wire: Wire, codec: Codec, address: str) -> None:
-        settings = gateway.settings
-        super().__init__(wire, codec.binary, settings.max_frame_bytes)
-        self.gateway = gateway
-        self.codec = codec
+        super().__init__(gateway, wire, codec)
         self.address = address
         self.session = gateway.next_session()
         self.user = self.device = ""
         self.state = State.CONNECTED
         self.topics: set[str] = set()
-        self.outbox = Outbox(wire.transport, settings.outbound_buffer_bytes)
         self.expires_at = 0.0
-        self._login_deadline = gateway.wheel.now + settings.login_timeout_ms / 1000
+        self._login_deadline = gateway.wheel.now + gateway.settings.login_timeout_ms / 1000
         self._decode = codec.decode
-        self._limited = settings.rate_limit > 0
-        self._rate = limits.Rate(settings.rate_limit, settings.rate_burst)
-        self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
-        self._malformed: limits.Recent | None = None
-        self._busy = self._slowed = False
         # The group that a request under way makes the user a member of; "": one that has no name yet.
         self.entering: str | None = None
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
@@ -108,14 +97,6 @@ class Connection(FrameListener):
             self._defer(None)
         else:
             self._take(None)
-
-    def on_ping(self, payload: bytes) -> None:
-        self._count_quiet(self.gateway.monotonic())
-        if not self.outbox.write_control(frames.encode(frames.PONG, payload)):
-            self.too_slow()
-
-    def on_pong(self) -> None:
-        self._count_quiet(self.gateway.monotonic())
 
     def pause_writing(self) -> None:
         """Past the room for one reply: nothing to do, reads look for themselves."""
@@ -183,6 +164,11 @@ class Connection(FrameListener):
         self._count_quiet(now, size // limits.QUIET_BYTES)
         if self._allowed(now, bad.ref):
             self._reject(self._unless_stranger(bad), bad.ref, now)
+
+    def _unless_stranger(self, bad: BadRequest) -> WireError:
+        """Before login, whatever is no login and can be read gets `unauthenticated`, also with wrong fields."""
+        stranger = self.state is State.CONNECTED and bad.kind not in (None, "login")
+        return _UNAUTHENTICATED if stranger else bad.error
 
     def _before_login(self, request: Request) -> None:
         ref = request.message_id
@@ -263,6 +249,11 @@ class Connection(FrameListener):
             except Exception:
                 log.exception("an acknowledgement failed", session=self.session)
 
+    def stop_reading(self) -> None:
+        """The server stops: what has not been taken by now is not accepted."""
+        self._drop_deferred()
+        self._pause()
+
     def _continue(self) -> None:
         """Take what was deferred, in order, until one waits again; then read on."""
         deferred = self._deferred
@@ -313,107 +304,7 @@ class Connection(FrameListener):
         if not self.outbox.release(answer):
             self.too_slow()
 
-    # rates
-
-    def _allowed(self, now: float, ref: str | None) -> bool:
-        wait = self._rate.take(now)
-        if wait:
-            self._over_rate(now, wait, ref)
-        return not wait
-
-    def _over_rate(self, now: float, wait: float, ref: str | None) -> None:
-        self.gateway.counters.rate_limited += 1
-        if self._rate.floods(now):
-            self.gateway.counters.floods += 1
-            self.close(frames.FLOODING, "too many requests")
-        else:
-            text = "too many requests on this connection"
-            self.write_error(WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1), ref)
-
-    def _count_quiet(self, now: float, count: int = 1) -> None:
-        """What is never refused is read more slowly past the rate."""
-        wait = self._quiet.force(now, count)
-        if wait and not self._slowed:
-            self._slowed = True
-            self._pause()
-        if wait:
-            self.wire.wheel.slow(self._unslow, now + wait)
-
-    def _unslow(self) -> None:
-        self._slowed = False
-        self._resume()
-
-    def _unless_stranger(self, bad: BadRequest) -> WireError:
-        """Before login, whatever is no login and can be read gets `unauthenticated`, also with wrong fields."""
-        stranger = self.state is State.CONNECTED and bad.kind not in (None, "login")
-        return _UNAUTHENTICATED if stranger else bad.error
-
-    def _reject(self, error: WireError, ref: str | None, now: float) -> None:
-        self.write_error(error, ref)
-        if error.code == "malformed":
-            self.gateway.counters.malformed += 1
-            if self._malformed is None:
-                self._malformed = limits.Recent(limits.MALFORMED)
-            if self._malformed.add(now):
-                self.close(frames.POLICY, "too many malformed messages")
-
-    def _pause(self) -> None:
-        if not self.wire.finished:
-            self.wire.transport.pause_reading()
-
-    def stop_reading(self) -> None:
-        """The server stops: what has not been taken by now is not accepted."""
-        self._drop_deferred()
-        self._pause()
-
-    def _resume(self) -> None:
-        if not (self._busy or self._slowed or self.wire.finished or self.gateway.draining):
-            self.last_seen = self.wire.wheel.now  # what the peer sent meanwhile could not be seen
-            self.wire.transport.resume_reading()
-
-    # writing
-
-    def frame_of(self, payload: bytes) -> bytes:
-        return frames.message(self.codec.binary, payload)
-
-    def frame(self, kind: str, data: dict[str, Any]) -> bytes:
-        gateway = self.gateway
-        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.envelope()))
-
-    def error_frame(self, error: WireError, ref: str | None) -> bytes:
-        gateway = self.gateway
-        errors = gateway.counters.errors
-        errors[error.code] = errors.get(error.code, 0) + 1
-        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.envelope()))
-
-    def push(self, frame: bytes) -> None:
-        if not self.closed and not self.outbox.write(frame):
-            self.too_slow()
-
-    def write_error(self, error: WireError, ref: str | None) -> None:
-        self.push(self.error_frame(error, ref))
-
-    @property
-    def backlog(self) -> int:
-        return self.outbox.backlog
-
-    def too_slow(self) -> None:
-        if not self.closed:
-            self.gateway.counters.slow_consumers += 1
-            super().too_slow()
-
     # deadlines, the end
-
-    def end(self, close_frame: bytes, flush: bool = True) -> None:
-        if not self.closed:
-            code = frames.close_code(close_frame)
-            closes = self.gateway.counters.closes
-            peers = code is not None and code >= frames.OF_APPLICATIONS and code not in frames.OURS
-            label = "other" if peers else str(code)
-            closes[label] = closes.get(label, 0) + 1
-            if code == frames.TOO_BIG:
-                self.gateway.counters.hit("max_frame_bytes")
-        super().end(close_frame, flush)
 
     def _silence_deadline(self) -> float:
         return self.last_seen + 2 * self.gateway.settings.heartbeat_interval_ms / 1000
@@ -444,11 +335,8 @@ class Connection(FrameListener):
 
     def on_end(self, flush: bool) -> None:
         """Out of every table, at once: a peer that never reads its close frame holds nothing."""
-        if flush and not self.outbox.held:
-            self.outbox.flush()
-        self.outbox.drop()
+        super().on_end(flush)
         self._drop_deferred()
-        self.wire.wheel.forget(self._unslow)
         self.wire.wheel.forget(self._overdue)
         if self._waiting is not None:
             self._waiting[0].close()
