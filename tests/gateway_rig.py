@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from hongyan.config import Settings
-from hongyan.errors import Refused, refused
+from hongyan.errors import refused
 from hongyan.gateway.server import Gateway
 from hongyan.ids import Snowflake
 from hongyan.link.base import ConversationsPage, HistoryPage, PresenceState, SyncPage, Told
@@ -53,7 +53,7 @@ class FakeEngine:
         self.gate: asyncio.Event | None = None
         self.waiting = asyncio.Event()
         self.logged_out = asyncio.Event()
-        self.refuse_login: Refused | None = None
+        self.refuse_login: Exception | None = None
         self.memberships: dict[str, list[str]] = {}
         self.users: dict[int, str] = {}
         self.sent: list[tuple[int, str, str, str, bytes, bool]] = []

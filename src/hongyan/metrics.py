@@ -93,7 +93,7 @@ class Histogram:
 @dataclass(slots=True)
 class Counters:
     """One attribute for each sample; `errors` by code, `closes` by the code of our close frame (an answer to
-    the peer's has the peer's), `limit_hits` by the setting that is the limit."""
+    the peer's has the peer's; "other": one that only the peer knows), `limit_hits` by the setting that is the limit."""
 
     connections: int = 0
     max_connections: int = 0

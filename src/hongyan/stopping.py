@@ -21,7 +21,11 @@ REPEAT_S = 0.3  # a supervisor and a shell that both pass one stop on are not so
 
 class Stop:
     """The first signal calls `begun` and starts the clock: `seconds` later the process ends, from a thread,
-    so also while the loop or a disk hangs. The second one (not the first delivered twice) ends it at once."""
+    so also where the loop or a disk hangs from then on. The second one (not the first delivered twice) ends it at once.
+
+    Signals are heard by the loop. One that hangs already, in a read that RocksDB does not return from, hears none,
+    and then takes two for one that was delivered twice. A thread would hear no more: RocksDB's binding holds the
+    interpreter's lock while it reads."""
 
     def __init__(
         self, seconds: float, begun: Callable[[], None], leave: Callable[[int], None] = os._exit

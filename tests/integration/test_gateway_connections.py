@@ -14,7 +14,7 @@ from websockets.protocol import State
 
 from gateway_rig import now_ms, running_gateway, told
 from hongyan.errors import WireError, refused
-from hongyan.gateway import fanout
+from hongyan.gateway import fanout, frames, limits
 from hongyan.gateway.outbox import Outbox
 from hongyan.ids import Snowflake
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Rejected
@@ -62,6 +62,36 @@ async def test_send_ack_and_pushes_to_everyone_but_the_origin():
             assert client.unread == []
         assert gateway.in_flight == 0
         assert engine.sent[0][1:] == ("key-1", "@bob", "text", b'{"x": [1, null]}', False)
+
+
+async def test_who_should_have_heard_of_what_cannot_be_told_is_closed(monkeypatch):
+    """No push is dropped silently: they come back and find it."""
+    async with (
+        running_gateway() as (gateway, _),
+        client_of(gateway, "alice") as alice,
+        client_of(gateway, "bob") as bob,
+        client_of(gateway, "carol") as carol,
+    ):
+        stored = gateway._stored
+
+        def fail(*args):
+            raise RuntimeError("broken on purpose")
+
+        monkeypatch.setattr(
+            gateway,
+            "_stored",
+            lambda session, of: fail() if of.conversation == "alice|bob" else stored(session, of),
+        )
+        gateway.tell([told(message("alice|bob", 1, "bob")), told(message("carol|dave", 1, "dave"))])
+        assert (await carol.push("message"))["data"]["seq"] == 1
+        for client in (alice, bob):
+            assert (await client.closed())[0] == 1011
+        await carol.barrier()
+        (connection,) = gateway.sessions.values()
+        gateway.subscribe(connection, "#g")
+        monkeypatch.setattr(gateway, "_group_changed", fail)
+        gateway.tell([told(GroupChanged("#g", "", "open", "x", 2, 0, 1, (("left", "dave"),)))])
+        assert (await carol.closed())[0] == 1011
 
 
 async def test_a_message_to_oneself_is_pushed_once_to_the_other_device():
@@ -245,6 +275,58 @@ async def test_what_the_engine_refuses_at_login(code, closes):
             await client.login("alice")
 
 
+@pytest.mark.parametrize("part", ["verifier", "login", "groups"])
+async def test_a_login_that_fails_by_a_defect_closes_1011_and_leaves_no_session(part, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("broken on purpose")
+
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        if part == "verifier":
+            monkeypatch.setattr(gateway.verifier, "verify", fail)
+        elif part == "login":
+            engine.broken = True
+        else:
+            monkeypatch.setattr(engine, "groups", fail)
+        (session,) = gateway.sessions
+        await client.send("login", {"token": "alice", "device_id": "d"})
+        assert (await client.closed())[0] == 1011
+        assert (gateway.session_count, gateway.topics, gateway.counters.sessions) == (0, {}, 0)
+        assert part == "verifier" or set(engine.logouts) == {session}
+
+
+async def test_a_login_that_fails_after_its_connection_has_gone_leaves_no_session(monkeypatch):
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        engine.gate = asyncio.Event()
+        (session,) = gateway.sessions
+        await client.send("login", {"token": "alice", "device_id": "d"})
+        await engine.waiting.wait()
+        gateway.replace(session)
+        assert engine.logouts == [session]
+        engine.logouts.clear()
+        engine.logged_out.clear()
+        engine.refuse_login = RuntimeError("broken on purpose")
+        engine.gate.set()
+        async with asyncio.timeout(5):
+            await engine.logged_out.wait()
+        assert engine.logouts == [session], "the engine may have taken it before it failed"
+
+
+async def test_a_login_that_cannot_be_served_for_now_has_as_long_for_the_next(monkeypatch):
+    """Refused past the deadline by which it was in time: not closed for it, nor kept until the silence deadline."""
+    async with running_gateway(login_timeout_ms=500) as (gateway, engine), client_of(gateway) as client:
+        engine.gate = asyncio.Event()
+        engine.refuse_login = refused("unavailable", "no")
+        ref = await client.send("login", {"token": "alice", "device_id": "d"})
+        await engine.waiting.wait()
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + 5)
+        gateway.wheel.turn()
+        engine.gate.set()
+        assert (await client.reply(ref))["data"]["code"] == "unavailable"
+        gateway.wheel.turn()
+        assert (await client.refused("heartbeat"))["code"] == "unauthenticated"
+        assert (await client.closed())[0] == 4401
+
+
 async def test_failed_logins_are_throttled_but_a_good_token_always_logs_in():
     async with running_gateway(failed_logins_per_minute=2) as (gateway, _):
         codes = []
@@ -346,6 +428,14 @@ async def test_a_slow_consumer_is_closed_4430_and_holds_nothing():
         seqs = [e["data"]["seq"] for e in alice.unread]
         assert seqs == list(range(1, len(seqs) + 1))
         await bob.barrier()
+
+
+async def test_close_codes_of_peers_make_no_series_without_end():
+    async with running_gateway() as (gateway, _):
+        for code in (1000, 3000, 4999):
+            async with client_of(gateway) as client:
+                await client.ws.close(code)
+        assert gateway.counters.closes == {"1000": 1, "other": 2}
 
 
 async def test_a_peer_that_is_silent_is_closed_4408():
@@ -544,37 +634,99 @@ async def test_a_connection_that_cannot_be_written_to_costs_the_others_nothing(m
         await bob.barrier()
 
 
-async def test_what_waits_too_long_behind_another_request_is_answered(monkeypatch):
-    """A send behind a command that does not come back has its answer within ten seconds, the command's time
-    not included; what needs no disk is served in its turn."""
+async def behind_a_command(engine, client, *envelopes, close=False):
+    """In one write, so that all of it is read: a command that does not come back, and these behind it."""
+    engine.gate = asyncio.Event()
+    engine.waiting.clear()
+    join = {"type": "join_group", "message_id": "j", "data": {"group": "#t"}}
+    sent = [frames.encode(frames.TEXT, json.dumps(each).encode()) for each in (join, *envelopes)]
+    if close:
+        sent.append(frames.encode_close(1000))
+    client.ws.transport.write(
+        b"".join(frame[:1] + bytes((frame[1] | 0x80, 0, 0, 0, 0)) + frame[2:] for frame in sent)
+    )
+    await engine.waiting.wait()
+
+
+async def test_sends_that_wait_too_long_behind_another_request_are_answered(monkeypatch):
+    """Behind a command that does not come back a send has its answer within ten seconds, the command's time not
+    included, also one that cannot be taken; everything else keeps its turn."""
     monkeypatch.setattr("hongyan.gateway.connection.DEFER_S", 0.2)
+
+    def post(ref, **data):
+        return {
+            "type": "send_message",
+            "message_id": ref,
+            "data": {"to": "@bob", "content_type": "text", **data},
+        }
+
     async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
-        engine.gate = asyncio.Event()
-        joining = await client.send("join_group", {"group": "#t"})
-        await engine.waiting.wait()
-        await client.raw(
-            b'{"type":"send_message","message_id":"late","data":{"to":"@bob","content_type":"text","content":1}}'.decode()
+        ack = {"type": "ack", "data": {"conversation": "@bob", "seq": 3}}
+        again = {"type": "join_group", "message_id": "again", "data": {"group": "#u"}}
+        await behind_a_command(
+            engine, client, post("one", content=1), ack, post("bad"), again, post("two", content=2)
         )
-        acked = await client.send("ack", {"conversation": "@bob", "seq": 3})
-        again = await client.send("join_group", {"group": "#u"})
-        for (
-            connection
-        ) in gateway.sessions.values():  # reading stops meanwhile; what had been read is at stake
-            connection.wire.transport.resume_reading()
-        error = await client.reply("late")
-        assert (error["type"], error["data"]["code"], error["data"]["retry"]) == (
-            "error",
-            "unavailable",
-            "backoff",
-        )
+        answers = [(await client.receive())["data"] for _ in range(3)]
+        assert [(each["ref"], each["code"], each["retry"]) for each in answers] == [
+            ("one", "unavailable", "backoff"), ("bad", "invalid_field", "never"), ("two", "unavailable", "backoff"),
+        ]  # fmt: skip
         assert engine.acks == []
         engine.gate.set()
-        assert (await client.reply(joining))["type"] == "join_group"
-        assert (await client.reply(again))["type"] == "join_group", "what is no send keeps its turn"
+        assert [(await client.receive())["data"]["ref"] for _ in range(2)] == ["j", "again"]
         assert engine.acks == [("@bob", 3)]
         assert engine.sent == []
-        assert acked
         await client.barrier()
+
+
+@pytest.mark.parametrize("end", ["the peer closes", "4430", "the server stops"])
+async def test_acknowledgements_that_were_read_hold_though_the_connection_ends(end):
+    """Only a crash may set a cursor back, not a request before them that is still under way."""
+    one = {"type": "ack", "data": {"conversation": "@bob", "seq": 500}}
+    more = {"type": "ack", "data": {"acks": {"#t": 7}}}
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        (connection,) = gateway.sessions.values()
+        behind = (one, {"type": "nonsense"}, {"type": "conversations"}, more)
+        await behind_a_command(engine, client, *behind, close=end == "the peer closes")
+        if end == "4430":
+            connection.too_slow()
+        elif end == "the server stops":
+            stopping = asyncio.ensure_future(gateway.drain(5))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await stopping
+        await client.closed()
+        assert engine.acks == [("@bob", 500), ("#t", 7)]
+        assert engine.logouts == [connection.session]
+        engine.gate.set()
+        await asyncio.sleep(0)
+        assert "conversations" not in engine.calls
+
+
+async def test_a_hold_for_one_groups_answer_is_not_for_another_groups_news():
+    """Alice's second device joins #x while the first waits for its own #y: nothing of the first has to wait."""
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        for kind, group in (("join_group", "#y"), ("create_group", "#z")):
+            engine.waiting.clear()
+            waiting = await client.send(kind, {"group": group})
+            await engine.waiting.wait()
+            joined = GroupChanged("#x", "", "open", "x", 2, 0, 1, (("joined", "alice"),))
+            gateway.tell([told(joined), told(message("alice|bob", 1, "bob"), 0, "k", "bob")])
+            assert [(await client.receive())["type"] for _ in range(2)] == ["group_event", "message"]
+            engine.gate.set()
+            assert (await client.reply(waiting))["data"]["group"] == group
+            engine.gate.clear()
+
+
+async def test_what_is_created_without_a_name_is_answered_before_its_event():
+    async with running_gateway() as (gateway, engine), client_of(gateway, "alice") as client:
+        engine.gate = asyncio.Event()
+        engine.waiting.clear()
+        await client.send("create_group", {"name": "Team"})
+        await engine.waiting.wait()
+        gateway.tell([told(GroupChanged("#g17", "Team", "open", "alice", 1, 0, 1, (("joined", "alice"),)))])
+        engine.gate.set()
+        assert [(await client.receive())["type"] for _ in range(2)] == ["create_group", "group_event"]
 
 
 async def test_joining_is_answered_before_what_the_group_says_next():
@@ -621,7 +773,7 @@ async def test_a_login_past_the_connections_rate_closes_4401():
         assert (await client.closed())[0] == 4401
 
 
-async def test_an_ack_of_many_conversations_counts_as_many():
+async def test_an_ack_of_many_conversations_counts_as_many_and_delays_what_follows_by_a_second(monkeypatch):
     async with running_gateway(rate_limit=1) as (gateway, engine), client_of(gateway, "alice") as client:
         (connection,) = gateway.sessions.values()
         await client.send("ack", {"acks": {f"@u{n}": 1 for n in range(10)}})
@@ -632,3 +784,6 @@ async def test_an_ack_of_many_conversations_counts_as_many():
             while len(engine.acks) < 4_910:
                 await asyncio.sleep(0.01)
         assert not connection.wire.transport.is_reading(), "240 requests' worth: past the burst of 200"
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + limits.DEBT_S)
+        gateway.wheel.turn()
+        assert connection.wire.transport.is_reading(), "a send may be behind it"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import structlog
+
 from hongyan.config import Settings
 from hongyan.engine.committer import Committer
 from hongyan.engine.cursors import CursorQueue
@@ -27,6 +29,8 @@ from hongyan.store.base import Store
 from hongyan.throttle import Throttle
 
 TICK_S = 0.1
+
+log = structlog.get_logger("hongyan.engine")
 
 _LIMITS = {"group_full": "max_group_members", "limit_exceeded": "max_groups"}  # of a change of groups
 
@@ -98,7 +102,10 @@ class Engine:
         log_ms = max(self._now_ms(), self._committer.last_log_ms)
         try:
             entry = await self._journal.append([self._window_record()], log_ms)
-        except (Unavailable, Refused):
+        except (Unavailable, Refused) as error:
+            log.warning(
+                "cannot write the duplicate window's figures, the next checkpoint does", error=str(error)
+            )
             return
         self._committer.last_log_ms = log_ms
         self._committer.fold(entry)
@@ -286,12 +293,12 @@ class Engine:
         new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
         old = self._sessions.of(user, device)
         was_online = self._sessions.online(user)
-        if old is not None:
-            self._presence.forget(old)
-            self._sessions.remove(old)
-            self._gateway.replace(old.number)
         self._cursors.seen(user, device, self._now_ms())
         self._sessions.add(new)
+        if old is not None:  # known until the gateway has handed over the acknowledgements that it had read
+            self._gateway.replace(old.number)
+            self._presence.forget(old)
+            self._sessions.remove(old)
         if not was_online:
             self._presence.came(user)
         return new.session_id
@@ -428,15 +435,18 @@ class Engine:
     # -- reads -----------------------------------------------------------------------------------
 
     async def sync(self, session: int, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
-        return await self._reader.sync(self._session(session), limit, cursors, page)
+        async with self._reader.place():
+            return await self._reader.sync(self._session(session), limit, cursors, page)
 
     async def history(
         self, session: int, conversation: str, before: int | None, after: int | None, limit: int
     ) -> HistoryPage:
-        return await self._reader.history(self._session(session), conversation, before, after, limit)
+        async with self._reader.place():
+            return await self._reader.history(self._session(session), conversation, before, after, limit)
 
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage:
-        return await self._reader.conversations(self._session(session), limit, page)
+        async with self._reader.place():
+            return await self._reader.conversations(self._session(session), limit, page)
 
     def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import structlog
+
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import refused
 from hongyan.link.base import PresenceState
@@ -14,6 +16,8 @@ OFFLINE_UNKNOWN = PresenceState(False, None)
 ONLINE = PresenceState(True, None)
 # So many at once: what goes on must not wait for ten thousand users who leave together (5 µs a push).
 PUSHES = 2000
+
+log = structlog.get_logger("hongyan.engine")
 
 
 class Presence:
@@ -119,13 +123,19 @@ class Presence:
             else:
                 del self._changes[user]
             room -= len(now)
-            sessions = [
-                each.number
-                for each in now  # who has gone meanwhile, or follows no more, is not told
-                if user in (each.subscriptions or ()) and self._visible(user, each.user)
-            ]
+            # Who has gone meanwhile, or follows no more, is not told.
+            following = [each for each in now if user in (each.subscriptions or ())]
+            sessions = [each.number for each in following if self._may_hear(user, each.user)]
             if sessions:
                 self.push(sessions, {f"@{user}": state})
+
+    def _may_hear(self, user: str, viewer: str) -> bool:
+        """Never raises: a damaged row of one follower is no reason to tell nobody, or to end the process."""
+        try:
+            return self._visible(user, viewer)
+        except Exception:
+            log.exception("cannot see who may hear of presence", user=viewer)
+            return False
 
     def _visible(self, user: str, viewer: str) -> bool:
         if self._visibility == "all" or user == viewer:

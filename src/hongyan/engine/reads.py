@@ -1,8 +1,8 @@
 """What a device reads: `sync_offline`, `history`, `conversations`. From the store's merged view.
 
 Walks and pages hand the loop back once `TURN_MS` have passed, so a user with many conversations does not
-hold up live traffic. Whoever leaves a group meanwhile gets nothing more of it: what was collected before
-is looked at once more.
+hold up live traffic, and no more than `READERS` are under way, so that many users do not either. Whoever
+leaves a group meanwhile gets nothing more of it: what was collected before is looked at once more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import base64
 import binascii
 import heapq
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from hongyan.engine.sessions import Owner, Session, SyncState
 from hongyan.errors import Refused, Retry, WireError, refused
@@ -22,6 +23,10 @@ from hongyan.store.base import Store
 
 SLICE = 100  # rows of a walk that are read in one go
 TURN_MS = 2  # of the loop's time, then others have theirs; a slice or a conversation's messages come on top
+# Reads under way at a time; the others wait, in order. They wait for nothing but the loop, so more would not be
+# faster: those who all come back after a restart would only make each turn of the loop longer for everybody. Eight
+# take 16 ms of one, and a commit some five turns; with fewer, a few long reads would stand before every short one.
+READERS = 8
 PAGE_BYTES = 256 * 1024  # items of one reply (protocol.md, "Cursors and sync")
 # A sync remembers where this many conversations with news began, then walks on from there: a bound on
 # what one connection can make the server hold (two strings and an int each).
@@ -66,7 +71,7 @@ class Turn:
 
 
 class Reader:
-    """Read side of the engine. Every call checks membership anew."""
+    """Read side of the engine. Every call checks membership anew; the caller holds a `place`."""
 
     def __init__(
         self, store: Store, acked: Callable[[Owner, str], int], monotonic_ms: Callable[[], int]
@@ -75,6 +80,17 @@ class Reader:
         self._store = store
         self._acked = acked
         self._monotonic_ms = monotonic_ms
+        self._places = asyncio.Semaphore(READERS)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for one of the `READERS` places, first come, first served. It is free again once the loop has turned:
+        short reads must not follow each other in one turn without end."""
+        await self._places.acquire()
+        try:
+            yield
+        finally:
+            asyncio.get_running_loop().call_soon(self._places.release)
 
     def cursor(self, session: Session, key: str, row: Membership) -> int:
         """The highest seq that this device has acknowledged, `first_seq` - 1 at least."""

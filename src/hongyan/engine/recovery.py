@@ -47,7 +47,7 @@ async def recover(
             if isinstance(record, Acked | Cursors):
                 restore(record, entry.first)
         if entry.last <= store.offset:
-            sequencer.remember(entry.records, entry.first, entry.log_ms)
+            sequencer.remember(entry.records, entry.first, entry.log_ms, journal.first > 1)
             continue
         if entry.first <= store.offset:
             raise DataDirectoryError(f"the store ends inside the journal's batch at record {entry.first}")

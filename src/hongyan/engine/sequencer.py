@@ -139,13 +139,15 @@ class Sequencer:
         sent = self._state.changes.sent.get(key) or self._view.find(*key)
         return sent if sent is not None and (anywhere or self._window.names(key, sent.id)) else None
 
-    def remember(self, batch: Sequence[records.Record], first: int, log_ms: int) -> None:
+    def remember(self, batch: Sequence[records.Record], first: int, log_ms: int, trimmed: bool) -> None:
         """Rebuild the window from a batch that the view has already (start-up).
 
-        A whole journal begins with a DedupWindow record. What stands before the first is left of a trim that a
-        crash cut off: the window had forgotten it, and under other figures would not forget it again.
+        What stands before the first DedupWindow record of a journal that was `trimmed` is left of a trim that a
+        crash cut off: the window had forgotten it, and under other figures would not forget it again. In one that
+        never was, it came before the disk had room for that record.
         """
-        if not self._window.newest_note and not any(type(record) is records.DedupWindow for record in batch):
+        noted = self._window.newest_note or any(type(record) is records.DedupWindow for record in batch)
+        if trimmed and not noted:
             return
         self._window.forget(log_ms)
         marks = []

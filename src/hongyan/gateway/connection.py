@@ -1,20 +1,20 @@
-"""One connection: login state, order of requests, rates, closing. What a request does is in handlers.py."""
+"""One connection: login state, order of requests, deadlines. What a request does is in handlers.py."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from picows import WSTransport
 
 from hongyan.errors import Refused, WireError
 from hongyan.gateway import frames, limits
+from hongyan.gateway.deferred import DEFER_S, Deferred
 from hongyan.gateway.handlers import HANDLERS, READS, Later
-from hongyan.gateway.listener import FrameListener
-from hongyan.gateway.outbox import MAX_FRAME_BYTES, Outbox
+from hongyan.gateway.outbox import MAX_FRAME_BYTES
+from hongyan.gateway.peer import Peer
 from hongyan.gateway.wire import Wire
 from hongyan.protocol.codec import Codec
 from hongyan.protocol.requests import Ack, AckData, BadRequest, Heartbeat, Login, Request, SendMessage
@@ -29,10 +29,6 @@ _UNAUTHENTICATED = WireError("unauthenticated", "log in first")
 _LOGGED_IN = WireError("invalid_state", "this connection is logged in already")
 _WRONG_KIND = WireError("malformed", "a message of the wrong kind for the subprotocol")
 _EXPIRED = WireError("token_expired", "the token has expired")
-_OVERDUE = WireError("unavailable", "the requests before this one are not answered yet; resend with retry")
-# The longest that a request waits behind another of its connection. With the committer's ANSWER_MS it is
-# below the ten seconds within which every send is answered.
-DEFER_S = 3.0
 EXPIRY_LEEWAY_S = 30.0  # a token may verify so long after its `exp`
 
 
@@ -50,7 +46,7 @@ class Input(Enum):
     REFUSED = auto()
 
 
-# What is not here cannot happen: looking it up is a defect and ends the connection with 1011.
+# What is not here cannot happen: looking it up is a defect (`_failed`).
 NEXT: dict[tuple[State, Input], State] = {
     (State.CONNECTED, Input.LOGIN): State.LOGGING_IN,
     (State.LOGGING_IN, Input.ACCEPTED): State.READY,
@@ -58,40 +54,30 @@ NEXT: dict[tuple[State, Input], State] = {
 }
 
 
-class Connection(FrameListener):
+class Connection(Peer):
     """Requests are taken strictly in order: while one of those that wait is
     under way (login, reads, group commands), reading stops and what had been read is deferred."""
 
     __slots__ = (
-        "_backlog_seen", "_busy", "_decode", "_deferred", "_limited", "_login_deadline", "_malformed", "_quiet",
-        "_rate", "_slowed", "_waiting", "address", "codec", "device", "entering", "expires_at", "gateway", "outbox",
-        "session", "state",
-        "topics", "user",
+        "_backlog_seen", "_decode", "_deferred", "_login_deadline", "_waiting", "address", "device", "entering",
+        "expires_at", "session", "state", "topics", "user",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, wire: Wire, codec: Codec, address: str) -> None:
-        settings = gateway.settings
-        super().__init__(wire, codec.binary, settings.max_frame_bytes)
-        self.gateway = gateway
-        self.codec = codec
+        super().__init__(gateway, wire, codec)
         self.address = address
         self.session = gateway.next_session()
         self.user = self.device = ""
         self.state = State.CONNECTED
         self.topics: set[str] = set()
-        self.outbox = Outbox(wire.transport, settings.outbound_buffer_bytes)
         self.expires_at = 0.0
-        self._login_deadline = gateway.wheel.now + settings.login_timeout_ms / 1000
+        self._login_deadline = gateway.wheel.now + gateway.settings.login_timeout_ms / 1000
         self._decode = codec.decode
-        self._limited = settings.rate_limit > 0
-        self._rate = limits.Rate(settings.rate_limit, settings.rate_burst)
-        self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
-        self._malformed: limits.Recent | None = None
-        self._busy = self._slowed = False
-        self.entering = False  # a request that makes the user a member awaits its answer
+        # The group that a request under way makes the user a member of; "": one that has no name yet.
+        self.entering: str | None = None
         self._waiting: tuple[Later, str | None] | None = None  # a read whose reply has no room yet
         self._backlog_seen = 0
-        self._deferred: deque[tuple[bytes | None, float]] | None = None  # and when it came
+        self._deferred: Deferred | None = None  # while there is any
 
     # frames
 
@@ -111,14 +97,6 @@ class Connection(FrameListener):
             self._defer(None)
         else:
             self._take(None)
-
-    def on_ping(self, payload: bytes) -> None:
-        self._count_quiet(self.gateway.monotonic())
-        if not self.outbox.write_control(frames.encode(frames.PONG, payload)):
-            self.too_slow()
-
-    def on_pong(self) -> None:
-        self._count_quiet(self.gateway.monotonic())
 
     def pause_writing(self) -> None:
         """Past the room for one reply: nothing to do, reads look for themselves."""
@@ -169,8 +147,16 @@ class Connection(FrameListener):
         except Refused as refusal:
             self.write_error(refusal.error, request.message_id)
         except Exception:
-            log.exception("a request failed", type=type(request).__name__, session=self.session)
-            self.write_error(_INTERNAL, request.message_id)
+            self._failed(request.message_id)
+
+    def _failed(self, ref: str | None) -> None:
+        """A defect, or damaged storage. It costs the request its answer; while logging in it costs the connection:
+        what has been done of a login is not known, and its outbox is held."""
+        log.exception("a request failed", session=self.session)
+        if self.state is State.READY:
+            self.write_error(_INTERNAL, ref)
+        else:
+            self.close(frames.INTERNAL, "internal error")
 
     def _not_a_request(self, bad: BadRequest, size: int) -> None:
         now = self.gateway.monotonic()
@@ -178,6 +164,11 @@ class Connection(FrameListener):
         self._count_quiet(now, size // limits.QUIET_BYTES)
         if self._allowed(now, bad.ref):
             self._reject(self._unless_stranger(bad), bad.ref, now)
+
+    def _unless_stranger(self, bad: BadRequest) -> WireError:
+        """Before login, whatever is no login and can be read gets `unauthenticated`, also with wrong fields."""
+        stranger = self.state is State.CONNECTED and bad.kind not in (None, "login")
+        return _UNAUTHENTICATED if stranger else bad.error
 
     def _before_login(self, request: Request) -> None:
         ref = request.message_id
@@ -230,52 +221,50 @@ class Connection(FrameListener):
         except Refused as refusal:
             self.write_error(refusal.error, ref)
         except Exception:
-            log.exception("a request failed", session=self.session)
-            self.write_error(_INTERNAL, ref)
+            self._failed(ref)
         finally:
             self._busy = False
             self._continue()
 
     def _defer(self, payload: bytes | None) -> None:
-        now = self.wire.wheel.now
         if not self._deferred:
-            self._deferred = deque()
-            self.wire.wheel.slow(self._overdue, now + DEFER_S)
-        self._deferred.append((payload, now))
+            self._deferred = Deferred(self._decode)
+            self.wire.wheel.slow(self._overdue, self.wire.wheel.now + DEFER_S)
+        self._deferred.add(payload)
 
     def _overdue(self) -> None:
-        """A send that has waited too long behind another request is answered: with what comes then it would be
-        past its ten seconds. Everything else keeps its turn: a read may wait for room as long as it takes."""
-        wheel, deferred, kept = self.wire.wheel, self._deferred, deque[tuple[bytes | None, float]]()
-        if deferred is None:
+        for error, ref in self._deferred.overdue() if self._deferred is not None else ():
+            self.write_error(error, ref)
+
+    def _drop_deferred(self) -> None:
+        """What was deferred is not served, but its acknowledgements hold: only a crash may set a cursor back."""
+        deferred, self._deferred = self._deferred, None
+        if deferred is None or self.state is not State.READY:
             return
-        while deferred and deferred[0][1] + DEFER_S <= wheel.now:
-            payload, came = deferred.popleft()
+        for conversation, seq in deferred.acks():
             try:
-                request = self._decode(payload) if payload is not None else None
-            except BadRequest:
-                request = None
-            if type(request) is SendMessage:
-                self.write_error(_OVERDUE, request.message_id)
-            else:
-                kept.append((payload, came))
-        if self.closed:
-            return
-        if deferred:
-            wheel.slow(self._overdue, deferred[0][1] + DEFER_S)
-        deferred.extendleft(reversed(kept))
+                self.gateway.engine.ack(self.session, conversation, seq)
+            except Refused:
+                pass
+            except Exception:
+                log.exception("an acknowledgement failed", session=self.session)
+
+    def stop_reading(self) -> None:
+        """The server stops: what has not been taken by now is not accepted."""
+        self._drop_deferred()
+        self._pause()
 
     def _continue(self) -> None:
         """Take what was deferred, in order, until one waits again; then read on."""
         deferred = self._deferred
         try:
             while deferred and not self._busy and not self.closed:
-                self._take(deferred.popleft()[0])
+                self._take(deferred.take())
         except Exception:
             log.exception("a deferred request failed", session=self.session)
             self.close(frames.INTERNAL, "internal error")
         if not deferred:
-            self._deferred = None  # an empty deque has 700 bytes
+            self._deferred = None  # an empty one has 700 bytes
         self._resume()
 
     # login
@@ -299,6 +288,9 @@ class Connection(FrameListener):
         self.outbox.drop()
         self.user = self.device = ""
         self.expires_at = 0.0
+        # It was in time, with a token that is good: another attempt has as long again.
+        self._login_deadline = self.wire.wheel.now + self.gateway.settings.login_timeout_ms / 1000
+        self.wire.wheel.schedule(self.wire, min(self._login_deadline, self._silence_deadline()))
 
     def login_accepted(self, groups: Sequence[str], answer: bytes) -> None:
         """Carry exactly the groups the engine names now; then answer, then what was held."""
@@ -312,105 +304,7 @@ class Connection(FrameListener):
         if not self.outbox.release(answer):
             self.too_slow()
 
-    # rates
-
-    def _allowed(self, now: float, ref: str | None) -> bool:
-        wait = self._rate.take(now)
-        if wait:
-            self._over_rate(now, wait, ref)
-        return not wait
-
-    def _over_rate(self, now: float, wait: float, ref: str | None) -> None:
-        self.gateway.counters.rate_limited += 1
-        if self._rate.floods(now):
-            self.gateway.counters.floods += 1
-            self.close(frames.FLOODING, "too many requests")
-        else:
-            text = "too many requests on this connection"
-            self.write_error(WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1), ref)
-
-    def _count_quiet(self, now: float, count: int = 1) -> None:
-        """What is never refused is read more slowly past the rate."""
-        wait = self._quiet.force(now, count)
-        if wait and not self._slowed:
-            self._slowed = True
-            self._pause()
-        if wait:
-            self.wire.wheel.slow(self._unslow, now + wait)
-
-    def _unslow(self) -> None:
-        self._slowed = False
-        self._resume()
-
-    def _unless_stranger(self, bad: BadRequest) -> WireError:
-        """Before login, whatever is no login and can be read gets `unauthenticated`, also with wrong fields."""
-        stranger = self.state is State.CONNECTED and bad.kind not in (None, "login")
-        return _UNAUTHENTICATED if stranger else bad.error
-
-    def _reject(self, error: WireError, ref: str | None, now: float) -> None:
-        self.write_error(error, ref)
-        if error.code == "malformed":
-            self.gateway.counters.malformed += 1
-            if self._malformed is None:
-                self._malformed = limits.Recent(limits.MALFORMED)
-            if self._malformed.add(now):
-                self.close(frames.POLICY, "too many malformed messages")
-
-    def _pause(self) -> None:
-        if not self.wire.finished:
-            self.wire.transport.pause_reading()
-
-    def stop_reading(self) -> None:
-        """The server stops: what has not been taken by now is not accepted."""
-        self._deferred = None
-        self._pause()
-
-    def _resume(self) -> None:
-        if not (self._busy or self._slowed or self.wire.finished or self.gateway.draining):
-            self.last_seen = self.wire.wheel.now  # what the peer sent meanwhile could not be seen
-            self.wire.transport.resume_reading()
-
-    # writing
-
-    def frame_of(self, payload: bytes) -> bytes:
-        return frames.message(self.codec.binary, payload)
-
-    def frame(self, kind: str, data: dict[str, Any]) -> bytes:
-        gateway = self.gateway
-        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.envelope()))
-
-    def error_frame(self, error: WireError, ref: str | None) -> bytes:
-        gateway = self.gateway
-        errors = gateway.counters.errors
-        errors[error.code] = errors.get(error.code, 0) + 1
-        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.envelope()))
-
-    def push(self, frame: bytes) -> None:
-        if not self.closed and not self.outbox.write(frame):
-            self.too_slow()
-
-    def write_error(self, error: WireError, ref: str | None) -> None:
-        self.push(self.error_frame(error, ref))
-
-    @property
-    def backlog(self) -> int:
-        return self.outbox.backlog
-
-    def too_slow(self) -> None:
-        if not self.closed:
-            self.gateway.counters.slow_consumers += 1
-            super().too_slow()
-
     # deadlines, the end
-
-    def end(self, close_frame: bytes, flush: bool = True) -> None:
-        if not self.closed:
-            code = frames.close_code(close_frame)
-            closes = self.gateway.counters.closes
-            closes[str(code)] = closes.get(str(code), 0) + 1
-            if code == frames.TOO_BIG:
-                self.gateway.counters.hit("max_frame_bytes")
-        super().end(close_frame, flush)
 
     def _silence_deadline(self) -> float:
         return self.last_seen + 2 * self.gateway.settings.heartbeat_interval_ms / 1000
@@ -441,11 +335,8 @@ class Connection(FrameListener):
 
     def on_end(self, flush: bool) -> None:
         """Out of every table, at once: a peer that never reads its close frame holds nothing."""
-        if flush and not self.outbox.held:
-            self.outbox.flush()
-        self.outbox.drop()
-        self._deferred = None
-        self.wire.wheel.forget(self._unslow)
+        super().on_end(flush)
+        self._drop_deferred()
         self.wire.wheel.forget(self._overdue)
         if self._waiting is not None:
             self._waiting[0].close()

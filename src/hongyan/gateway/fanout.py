@@ -84,6 +84,7 @@ class Fanout:
                     other(session, record, outcome)
             except Exception:  # one outcome that cannot be told must not hide the others
                 log.exception("cannot tell an outcome", outcome=type(outcome).__name__)
+                self._cut_off(session, outcome)
             # Between outcomes: writing may close a connection, which changes topics.
             if self._gathered > EARLY_BYTES:
                 self._flush()
@@ -107,11 +108,7 @@ class Fanout:
         connection = self.sessions.get(session)
         if connection is not None:
             self.counters.replaced += 1
-            try:
-                connection.close(frames.REPLACED, "replaced by a newer login of this device")
-            except Exception:
-                log.exception("cannot close a connection", session=session)
-                connection.wire.abort()
+            self._close(connection, frames.REPLACED, "replaced by a newer login of this device")
 
     def presence(self, sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
         to = [connection for session in sessions if (connection := self.sessions.get(session)) is not None]
@@ -125,6 +122,31 @@ class Fanout:
         """Called when sends have been answered (a drain may wait for the last)."""
 
     # one outcome
+
+    def _cut_off(self, session: int, outcome: Outcome) -> None:
+        """Close whoever should have heard of it: no push is dropped silently, they come back and find it by sync."""
+        topics: set[str] = set()
+        if isinstance(outcome, Message):
+            name = outcome.conversation
+            topics = {
+                f"@{outcome.sender}",
+                *([name] if name[0] == "#" else [f"@{user}" for user in name.split("|")]),
+            }
+        elif isinstance(outcome, GroupChanged):
+            topics = {outcome.group, *(f"@{user}" for _, user in outcome.events)}
+        missed = {connection for topic in topics for connection in self.topics.get(topic, ())}
+        origin = self.sessions.get(session)
+        for connection in missed if origin is None else {origin, *missed}:
+            self._close(connection, frames.INTERNAL, "internal error")
+
+    @staticmethod
+    def _close(connection: Connection, code: int, reason: str) -> None:
+        """Never raises."""
+        try:
+            connection.close(code, reason)
+        except Exception:
+            log.exception("cannot close a connection", session=connection.session)
+            connection.wire.abort()
 
     def _stored(self, session: int, message: Message) -> None:
         """Acknowledge to `session`, push to everyone else."""
@@ -201,7 +223,7 @@ class Fanout:
             own = tuple(self.topics.get(f"@{user}", ()))
             for connection in own:
                 if event == "joined":
-                    if connection.entering:
+                    if connection.entering in (outcome.group, ""):
                         connection.outbox.hold()
                     self.subscribe(connection, outcome.group)
                 elif event == "left":

@@ -22,6 +22,8 @@ SILENT = 4408
 REPLACED = 4409
 FLOODING = 4429
 TOO_SLOW = 4430
+OF_APPLICATIONS = 3000  # codes from here on are anybody's (section 7.4.2), and these of them are ours:
+OURS = frozenset((BAD_LOGIN, SILENT, REPLACED, FLOODING, TOO_SLOW))
 
 MAX_REASON_BYTES = 123  # section 5.5: 125 bytes with the code
 

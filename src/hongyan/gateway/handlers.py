@@ -80,12 +80,13 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
         session_id = await gateway.engine.login(
             connection.session, connection.user, request.data.device_id, request.data.platform
         )
+        groups = gateway.engine.groups(connection.user)
     except Refused as refusal:
         connection.login_refused()
         _refuse_login(connection, refusal.error, request.message_id)
         return None
-    except BaseException:
-        connection.login_refused()
+    except BaseException:  # the engine may have it, and the connection may have gone meanwhile
+        gateway.engine.logout(connection.session)
         raise
     if connection.closed:  # it went while the engine was at it: nobody else will say so
         gateway.engine.logout(connection.session)
@@ -99,8 +100,7 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
         "features": [],
     }
     connection.login_accepted(
-        gateway.engine.groups(connection.user),
-        connection.frame_of(_payload(connection, "login", request.message_id, answer)),
+        groups, connection.frame_of(_payload(connection, "login", request.message_id, answer))
     )
     return None
 
@@ -115,25 +115,30 @@ def _refuse_login(connection: Connection, error: WireError, ref: str | None) -> 
 async def create_group(connection: Connection, request: CreateGroup) -> None:
     data, engine = request.data, connection.gateway.engine
     entered = engine.create_group(connection.session, data.group, data.name, data.join)
-    await _answer_first(connection, "create_group", request.message_id, entered)
+    await _answer_first(connection, "create_group", data.group or "", request.message_id, entered)
 
 
 async def join_group(connection: Connection, request: JoinGroup) -> None:
-    entered = connection.gateway.engine.join_group(connection.session, request.data.group)
-    await _answer_first(connection, "join_group", request.message_id, entered)
+    group = request.data.group
+    entered = connection.gateway.engine.join_group(connection.session, group)
+    await _answer_first(connection, "join_group", group, request.message_id, entered)
 
 
 async def _answer_first(
-    connection: Connection, kind: str, ref: str | None, entered: Coroutine[Any, Any, dict[str, Any]]
+    connection: Connection,
+    kind: str,
+    group: str,
+    ref: str | None,
+    entered: Coroutine[Any, Any, dict[str, Any]],
 ) -> None:
     """Answer, and only then push what the group says from here on: its first messages may be of the same batch.
-    The fan-out holds them back (`entering`) between telling that the user has joined and the answer here."""
-    connection.entering = True
+    The fan-out holds them back (`entering`) between telling that the user has joined `group` and the answer here."""
+    connection.entering = group
     frame = None
     try:
         frame = connection.frame_of(_payload(connection, kind, ref, await entered))
     finally:
-        connection.entering = False
+        connection.entering = None
         if not connection.closed and not connection.outbox.release(frame):
             connection.too_slow()
 

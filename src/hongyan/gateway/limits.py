@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 FLOOD_S = 5.0  # above the rate for so long without pause: 4429
+# The longest pause for what is served anyway: a send may be behind it, and is to be answered within ten seconds.
+# What counts for more is read a buffer a second: still more slowly.
+DEBT_S = 1.0
 PAUSE_S = 1.0  # no refusal for so long is a pause
 MALFORMED = 10  # the tenth within a minute closes
 MINUTE_S = 60.0
@@ -39,10 +42,12 @@ class Rate:
         return 0.0
 
     def force(self, now: float, count: int = 1) -> float:
-        """Count requests that are served anyway. Returns the seconds until the next would conform."""
+        """Count requests that are served anyway. Returns the seconds (`DEBT_S` at most) until the next would conform."""
         if not self._step:
             return 0.0
-        self._tat = (self._tat if self._tat > now else now) + count * self._step
+        tat = (self._tat if self._tat > now else now) + count * self._step
+        most = now + self._tolerance + DEBT_S
+        self._tat = tat if tat < most else most
         return max(self._tat - self._tolerance - now, 0.0)
 
     def floods(self, now: float) -> bool:

@@ -52,6 +52,10 @@ class FrameListener(WSListener):
         self.wire.listener = self
         self._ws = transport
 
+    def let_go(self) -> None:
+        """The connection is gone: hold nothing that holds this."""
+        self._ws = None
+
     @property
     def backlog(self) -> int:
         """Bytes that wait for the peer."""

@@ -9,6 +9,7 @@ dropped until it ends too, or the wheel aborts.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,10 @@ class _Quiet:
 
 
 _QUIET = _Quiet()
+
+
+def _forgotten(exc: Exception | None) -> None:
+    """What a `Wire` tells that the connection is lost, once the protocol knows."""
 
 
 class _Discard(asyncio.BufferedProtocol):
@@ -123,6 +128,16 @@ class Wire:
             self.finished = True
             self.wheel.schedule(self, self.wheel.now + LINGER_S)
 
+    def let_go(self) -> None:
+        """The connection is gone. Protocol, wire and listener hold each other; unless that ends here they are
+        garbage for the collector, which comes by for the old once in hours (app.py)."""
+        self.finished = True
+        self.wheel.remove(self)
+        self._lost = _forgotten
+        if self.listener is not None:
+            self.listener.let_go()
+            self.listener = None
+
     def on_deadline(self, now: float) -> float | None:
         if self.finished or self.listener is None:
             self._transport.abort()
@@ -173,9 +188,16 @@ class WireProtocol(WSProtocol):  # type: ignore[misc]
         self._gone: Hook | None = gone
         self._wheel = wheel
         self._timeout_s = timeout_s
+        itself = weakref.ref(self)  # picows keeps what it is given here for as long as no request comes
+
+        def listener(request: WSUpgradeRequest) -> Any:
+            protocol = itself()
+            assert protocol is not None
+            return protocol._listener(request)
+
         # host and path are a client's; no handshake timer, auto ping or auto pong: the wheel and we do that
         super().__init__(
-            None, None, False, self._listener, _QUIET, True, None, False, 20, 20,
+            None, None, False, listener, _QUIET, True, None, False, 20, 20,
             WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, None, READ_BUFFER_BYTES,
         )  # fmt: skip
 
@@ -195,8 +217,7 @@ class WireProtocol(WSProtocol):  # type: ignore[misc]
         gone, self._gone = self._gone, None
         self._accept = self._opened = None
         if self.wire is not None:
-            self.wire.finished = True
-            self._wheel.remove(self.wire)
+            self.wire.let_go()
         if gone is not None:
             gone(self)
 

@@ -83,7 +83,8 @@ class GatewayApi(Protocol):
         """`error` to each of these sends (session, ref): `unavailable`, the batch could not be made durable."""
 
     def replace(self, session: int) -> None:
-        """Close with 4409: the device logged in elsewhere. The engine has forgotten the session."""
+        """Close with 4409: the device logged in elsewhere. The engine forgets the session when this returns: until
+        then it takes the acknowledgements that were read."""
 
     def presence(self, sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
         """Push `presence` (keys are addresses) to each of these."""

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
 from hongyan.config import Settings
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
 from hongyan.engine.presence import PUSHES, Presence
+from hongyan.engine.reads import READERS, TURN_MS
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
 from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
+from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
 from hongyan.protocol.records import Cursors, Record
-from hongyan.protocol.state import Message
+from hongyan.protocol.state import Membership, Message
 from memory_store import MemoryStore
 
 
@@ -211,6 +214,31 @@ async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
     assert isinstance(outcome, Message) and outcome.seq == 1
 
 
+async def test_what_was_sent_before_the_windows_figures_is_found_again_after_a_restart() -> None:
+    """A first start on a full disk states them only later; its journal was never trimmed all the same."""
+    world = World()
+    await world.engine.recover()
+    world.journal.failing = True
+    with capture_logs() as logged:
+        await world.engine.open_window()
+    assert [(each["log_level"], each["error"]) for each in logged] == [("warning", "full")]
+    world.journal.failing = False
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    world.send(1, "@alice", "k")
+    await world.gateway.outcomes(1)
+    await world.engine.close()
+    world.engine = world.new_engine()
+    await world.engine.recover()
+    await world.engine.open_window()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    world.send(1, "@alice", "k")
+    again = (await world.gateway.outcomes(2))[1]
+    await world.engine.close()
+    assert isinstance(again, Duplicate)
+
+
 async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: World) -> None:
     world.journal.gate.clear()
     world.journal.appending.clear()
@@ -352,6 +380,57 @@ async def test_acks_refused_while_more_are_written_are_kept(world: World) -> Non
     number = world.store.users["alice"].devices["a1"].number
     for key in ("alice|bob", "alice|alice"):
         assert world.store.rows["alice", key].cursors == {number: 1}
+
+
+async def test_a_replaced_connection_hands_over_what_it_had_read(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+
+    def replace(session: int) -> None:
+        world.engine.ack(session, "@bob", 1)
+        world.engine.logout(session)
+
+    world.gateway.replace = replace  # type: ignore[method-assign]
+    await world.engine.login(9, "alice", "a1", "")
+    assert await synced(world, 9) == []
+    world.clock.ms += 6_000
+    assert world.engine.presence(2, ["@alice"], None)["@alice"].online
+
+
+async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_loop(world: World) -> None:
+    """In order of arrival; and who has gone while it waited costs nothing."""
+    loop, memberships = asyncio.get_running_loop(), world.store.memberships
+    turns = [0]  # how often reads went on, for each turn of the loop
+
+    def turn() -> None:
+        nonlocal next_turn
+        turns.append(0)
+        next_turn = loop.call_soon(turn)
+
+    def slow(*args: Any) -> Any:
+        turns[-1] += 1
+        world.clock.ms += TURN_MS
+        return memberships(*args)
+
+    world.store.memberships = slow  # type: ignore[method-assign]
+    for n in range(3):
+        await world.engine.create_group(1, f"#g{n}", "", "open")
+    next_turn = loop.call_soon(turn)
+    done: list[int] = []
+    reads = []
+    for n in range(60):
+        reads.append(loop.create_task(world.engine.conversations(2, 10, None)))
+        reads[-1].add_done_callback(lambda _, n=n: done.append(n))
+    late = loop.create_task(world.engine.conversations(1, 10, None))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    world.engine.logout(1)
+    await asyncio.wait(reads)
+    next_turn.cancel()
+    assert max(turns) == READERS
+    assert done == sorted(done)
+    with pytest.raises(Refused, match="not logged in"):
+        await late
 
 
 async def test_presence_waits_before_it_says_offline(world: World) -> None:
@@ -534,6 +613,28 @@ def test_presence_of_many_is_told_a_part_at_a_time() -> None:
         assert last[follower.number, "@star"].online
         assert last[follower.number, "@other"] == PresenceState(False, 7)
     assert (followers[-1].number, "@other") not in last
+
+
+def test_a_damaged_row_of_one_follower_costs_the_others_no_news() -> None:
+    """Nor the process, which a failure of storage would end: presence is asked of the store, but is none of it."""
+    store = MemoryStore()
+    watched = Presence(Sessions(), store, visibility="contacts", delay_ms=0, max_subscriptions=10)
+    told: list[int] = []
+    watched.push = lambda sessions, states: told.extend(sessions)
+    for number, follower in enumerate(("f1", "f2", "f3")):
+        store.rows[follower, direct_key(follower, "star")] = Membership(1, 1, 1)
+        watched.ask(Session(number, follower, "d", 1, ""), ["@star"], True)
+    membership = store.membership
+
+    def damaged(user: str, key: str) -> Membership | None:
+        if user == "f2":
+            raise DataDirectoryError("a block is damaged")
+        return membership(user, key)
+
+    store.membership = damaged  # type: ignore[method-assign]
+    watched.went("star", 0, 7)
+    watched.tick(1)
+    assert sorted(told) == [0, 2]
 
 
 async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hongyan.gateway.limits import FailedLogins, Rate, Recent
+from hongyan.gateway.limits import DEBT_S, FailedLogins, Rate, Recent
 
 
 def test_a_burst_then_the_rate():
@@ -28,6 +28,14 @@ def test_forced_requests_count():
     assert rate.force(1.0) == 0.0
     assert rate.force(1.0) > 0
     assert rate.take(1.0) > 0
+
+
+def test_many_forced_requests_make_a_short_pause():
+    rate = Rate(100, 200)
+    assert rate.force(1.0, 150) == 0.0
+    assert 0.4 < rate.force(1.0, 100) < 0.6
+    assert rate.force(1.0, 5000) <= DEBT_S + 1e-9
+    assert rate.take(1.1 + DEBT_S) == 0.0
 
 
 def test_five_seconds_above_the_rate_without_pause_are_a_flood():
