@@ -11,7 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-from hongyan.protocol.state import Changes, Conversation, Membership, User
+from hongyan.protocol.state import Changes, Membership, User
 from hongyan.store.rocks import RocksStore
 from memory_store import MemoryStore
 from store_rows import changes, message
@@ -35,13 +35,10 @@ def batch(offset: int, before: MemoryStore) -> Changes:
         )
     group, user, place = chance.choice(NAMES[:2]), chance.choice(USERS), chance.randrange(1, 6)
     stays = chance.random() < 0.6
-    made = changes(
+    return changes(
         *rows, users={user: User(offset)}, members={(group, place): user if stays else None},
         memberships={(user, group): Membership(1, offset, place) if stays else None},
     )  # fmt: skip
-    for name, seq in last.items():
-        made.conversations[name] = Conversation(seq, offset)
-    return made
 
 
 def model_at(offset: int) -> MemoryStore:
