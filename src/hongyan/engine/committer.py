@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from hongyan.engine.sequencer import Sequencer
 from hongyan.errors import Refused, Unavailable, WireError, refused
@@ -32,6 +33,12 @@ GATHER_TURNS = 2
 
 _NO_SPACE = WireError("unavailable", "storage refuses writes for now; resend with retry")
 _TOO_SLOW = WireError("unavailable", "storage does not answer in time; resend with retry")
+
+
+class Submit(Protocol):
+    """`Committer.submit`."""
+
+    async def __call__(self, record: Record, weight: int = 0, always: bool = False) -> Outcome: ...
 
 
 class _Batch:
@@ -133,7 +140,7 @@ class Committer:
         return batch
 
     async def submit(self, record: Record, weight: int = 0, always: bool = False) -> Outcome:
-        """Admit a record and wait for its outcome. Raises Refused (`busy`, `unavailable`)."""
+        """Admit a record (see `admit`) and wait for its outcome. Raises Refused (`busy`, `unavailable`)."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         batch = self.admit(record, 0, weight, always)
         batch.commands.append((len(batch.records) - 1, future))

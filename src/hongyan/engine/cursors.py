@@ -12,15 +12,15 @@ What is gathered belongs to the device, whichever of its sessions acknowledged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Protocol
 
+from hongyan.engine.committer import Submit
 from hongyan.engine.sessions import Owner
 from hongyan.errors import Refused
 from hongyan.protocol.outcomes import Noted, Outcome
-from hongyan.protocol.records import Acked, Cursors, Record
+from hongyan.protocol.records import Acked, Cursors
 
 MAX_ENTRIES = 500  # of either kind in one Cursors record
 MAX_NOTED = 5_000  # in one Acked record, which costs the fold nothing
@@ -41,12 +41,6 @@ class Held:
         self.since = since
         self.offset = offset
         self.acks = acks
-
-
-class Submit(Protocol):
-    """Have a record of `weight` bytes folded; `always`: also where others are told `busy`. Raises Refused."""
-
-    def __call__(self, record: Record, weight: int, always: bool) -> Coroutine[Any, Any, Outcome]: ...
 
 
 class CursorQueue:

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from hongyan.config import Settings
+from hongyan.engine.commands import GroupCommands, raise_rejected
 from hongyan.engine.committer import Committer
 from hongyan.engine.cursors import CursorQueue
+from hongyan.engine.logins import Logins
 from hongyan.engine.presence import Presence
 from hongyan.engine.reads import Reader
 from hongyan.engine.recovery import Recovered, recover
 from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.engine.window import Window
-from hongyan.errors import Refused, Unavailable, WireError, refused
+from hongyan.errors import Refused, Unavailable, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
 from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
 from hongyan.metrics import Counters
 from hongyan.protocol import records
-from hongyan.protocol.outcomes import GroupChanged, Outcome, Rejected
 from hongyan.store.base import Store
-from hongyan.throttle import Throttle
 
 TICK_S = 0.1
 
 log = structlog.get_logger("hongyan.engine")
-
-_LIMITS = {"group_full": "max_group_members", "limit_exceeded": "max_groups"}  # of a change of groups
 
 
 class Engine:
@@ -66,10 +64,6 @@ class Engine:
             max_pending_bytes=settings.max_pending_bytes, fatal=fatal,
         )  # fmt: skip
         self._sessions = Sessions()
-        self._logging_in: dict[str, dict[int, str]] = {}  # user -> session number -> device
-        # user -> the newest Login record that is not decided: it may forget a device that comes back meanwhile
-        self._undecided: dict[str, int] = {}
-        self._logging_in_of: dict[int, str] = {}  # session number -> user
         self._cursors = CursorQueue(
             self._committer.submit, snowflake.next, now_ms, monotonic_ms, lambda: store.offset,
             settings.cursor_flush_interval_ms,
@@ -79,8 +73,13 @@ class Engine:
             self._sessions, store, visibility=settings.presence, delay_ms=settings.presence_offline_delay_ms,
             max_subscriptions=settings.max_presence_subscriptions,
         )  # fmt: skip
-        self._membership_changes = Throttle(settings.membership_changes_per_minute, monotonic=self._seconds)
-        self._group_creations = Throttle(settings.group_creations_per_hour, 3600, monotonic=self._seconds)
+        self._logins = Logins(
+            settings, self._sessions, store, self._committer.submit, self._cursors.flush_user, snowflake, counters,
+            now_ms,
+        )  # fmt: skip
+        self._commands = GroupCommands(
+            settings, store, self._committer.submit, snowflake, counters, now_ms, monotonic_ms
+        )
         self._safe = 0  # the offset that the store keeps whatever happens
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -157,9 +156,6 @@ class Engine:
                 await self._cursors.note(all_seen=True)
         await self._committer.close()
 
-    def _seconds(self) -> float:
-        return self._monotonic_ms() / 1000
-
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work()
@@ -221,73 +217,15 @@ class Engine:
     async def register(self, user: str, password_hash: str) -> None:
         """Create a user with a password. Raises Refused `already_exists`, `busy`, `unavailable`."""
         record = records.Register(self._snowflake.next(), self._now_ms(), user, password_hash)
-        _raise_rejected(await self._committer.submit(record))
+        raise_rejected(await self._committer.submit(record))
 
     def password_hash(self, user: str) -> str | None:
         row = self._store.user(user)
         return row.password if row is not None else None
 
     async def login(self, session: int, user: str, device: str, platform: str) -> str:
-        logging_in = self._logging_in.setdefault(user, {})
-        if self._sessions.of(user, device) is None:
-            others = {name for name in logging_in.values() if self._sessions.of(user, name) is None} - {
-                device
-            }
-            if len(self._sessions.devices(user)) + len(others) >= self._settings.max_devices_online:
-                if not logging_in:
-                    del self._logging_in[user]
-                self._counters.hit("max_devices_online")
-                raise refused(
-                    "limit_exceeded", f"{self._settings.max_devices_online} devices are online already"
-                )
-        logging_in[session] = device
-        self._logging_in_of[session] = user
-        try:
-            row = self._store.user(user)
-            if row is None or device not in row.devices or user in self._undecided:
-                await self._remember(user, device, platform)
-                row = self._store.user(user)
-            if session not in logging_in:
-                raise refused("unavailable", "the connection is gone")
-            if row is None or device not in row.devices:
-                raise refused("unavailable", "the device was forgotten meanwhile")
-            number = row.devices[device].number
-        finally:
-            self._stop_logging_in(session)
+        number = await self._logins.remembered(session, user, device, platform)
         return self._enter(session, user, device, number)
-
-    async def _remember(self, user: str, device: str, platform: str) -> None:
-        """Have the fold decide that the device is one of the user's. Raises Refused."""
-        id, earlier = self._snowflake.next(), self._undecided.get(user)
-        self._undecided[user] = id
-        try:
-            in_use = self._in_use(user)
-            if (row := self._store.user(user)) is not None:
-                if device not in row.devices and len(row.devices) >= self._settings.max_devices:
-                    self._counters.hit("max_devices")  # one will be forgotten
-                await self._cursors.flush_user(user, {*row.devices, device})
-                in_use |= self._in_use(user)
-            in_use.discard(device)
-            now, limit = self._now_ms(), self._settings.max_devices
-            record = records.Login(id, now, user, device, platform, limit, sorted(in_use))
-            _raise_rejected(await self._committer.submit(record, 100 * len(in_use)))
-        except Refused as refusal:
-            if refusal.error.code != "unavailable":  # that one may yet be in the log
-                self._decided(user, id, earlier)
-            raise
-        self._decided(user, id)
-
-    def _decided(self, user: str, id: int, earlier: int | None = None) -> None:
-        if self._undecided.get(user) != id:
-            return
-        if earlier is None:
-            del self._undecided[user]
-        else:
-            self._undecided[user] = earlier
-
-    def _in_use(self, user: str) -> set[str]:
-        """The user's devices that are online or logging in."""
-        return {*self._sessions.devices(user), *self._logging_in.get(user, {}).values()}
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
         new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
@@ -316,21 +254,13 @@ class Engine:
     def logout(self, session: int) -> None:
         gone = self._sessions.get(session)
         if gone is None:
-            self._stop_logging_in(session)
+            self._logins.forget(session)
             return
         self._presence.forget(gone)
         self._sessions.remove(gone)
         self._cursors.seen(gone.user, gone.device, self._now_ms())
         if not self._sessions.online(gone.user):
             self._presence.went(gone.user, self._monotonic_ms(), self._now_ms())
-
-    def _stop_logging_in(self, session: int) -> None:
-        user = self._logging_in_of.pop(session, "")
-        logging_in = self._logging_in.get(user)
-        if logging_in is not None:
-            logging_in.pop(session, None)
-            if not logging_in:
-                del self._logging_in[user]
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -377,60 +307,16 @@ class Engine:
     # -- groups ----------------------------------------------------------------------------------
 
     async def create_group(self, session: int, group: str | None, name: str, join: str) -> dict[str, Any]:
-        user = self._session(session).user
-        now = self._now_ms()
-        if group is not None and (of := self._store.conversation(group)) is not None and of.owner != user:
-            raise refused("already_exists", "this group name is taken", "data.group")
-        self._count("group_creations_per_hour", self._group_creations, user, "groups created")
-        id = self._snowflake.next()
-        done = await self._change(
-            records.CreateGroup(id, now, user, group or f"#g{id}", name, join, self._settings.max_groups)
-        )
-        return {
-            "group": done.group, "name": done.name, "join": done.join, "owner": done.owner,
-            "members": done.members, "seq": done.seq, "first_seq": done.first_seq,
-        }  # fmt: skip
+        return await self._commands.create(self._session(session).user, group, name, join)
 
     async def join_group(self, session: int, group: str) -> dict[str, Any]:
-        user, now = self._session(session).user, self._now_ms()
-        self._count_membership_change(user, group)
-        limits = self._settings
-        record = records.Join(
-            self._snowflake.next(), now, user, group, limits.max_group_members, limits.max_groups
-        )
-        done = await self._change(record)
-        return {"group": group, "seq": done.seq, "first_seq": done.first_seq, "members": done.members}
+        return await self._commands.join(self._session(session).user, group)
 
     async def leave_group(self, session: int, group: str) -> dict[str, Any]:
-        user, now = self._session(session).user, self._now_ms()
-        self._count_membership_change(user, group)
-        await self._change(records.Leave(self._snowflake.next(), now, user, group))
-        return {"group": group}
+        return await self._commands.leave(self._session(session).user, group)
 
     async def invite(self, session: int, group: str, users: Sequence[str]) -> dict[str, Any]:
-        user = self._session(session).user
-        ids = [address[1:] for address in users]
-        await self._change(records.Invite(self._snowflake.next(), self._now_ms(), user, group, ids))
-        return {"group": group}
-
-    def _count_membership_change(self, user: str, group: str) -> None:
-        key = (user, group)
-        self._count("membership_changes_per_minute", self._membership_changes, key, "joins and leaves")
-
-    def _count(self, limit: str, throttle: Throttle, key: Hashable, what: str) -> None:
-        """Raise Refused `rate_limited` past the limit; a refusal does not count."""
-        wait = throttle.take(key)
-        if wait:
-            self._counters.hit(limit)
-            raise refused("rate_limited", f"too many {what}", retry_after_ms=int(wait * 1000) + 1)
-
-    async def _change(self, record: records.Record) -> GroupChanged:
-        outcome = await self._committer.submit(record)
-        if isinstance(outcome, Rejected) and outcome.code in _LIMITS:
-            self._counters.hit(_LIMITS[outcome.code])
-        _raise_rejected(outcome)
-        assert isinstance(outcome, GroupChanged)
-        return outcome
+        return await self._commands.invite(self._session(session).user, group, users)
 
     # -- reads -----------------------------------------------------------------------------------
 
@@ -457,8 +343,3 @@ class Engine:
             if refusal.error.code == "limit_exceeded":
                 self._counters.hit("max_presence_subscriptions")
             raise
-
-
-def _raise_rejected(outcome: Outcome) -> None:
-    if isinstance(outcome, Rejected):
-        raise Refused(WireError(outcome.code, outcome.text, outcome.field))

@@ -32,7 +32,7 @@ class Log:
         self._next: list[Record] = []
         self.always: list[bool] = []
 
-    async def submit(self, record: Record, weight: int, always: bool) -> Outcome:
+    async def submit(self, record: Record, weight: int = 0, always: bool = False) -> Outcome:
         if not self._next:
             asyncio.get_running_loop().call_soon(self.commit)
         self._next.append(record)

@@ -299,13 +299,13 @@ async def test_a_drop_looks_at_no_other_login(world: World) -> None:
 
         values = items = keys = __iter__  # type: ignore[assignment]
 
-    world.engine._logging_in = NotWalked()
+    world.engine._logins._logging_in = NotWalked()
     world.journal.gate.clear()
     logins = [asyncio.create_task(world.engine.login(10 + n, f"u{n}", "d", "")) for n in range(20)]
     await asyncio.sleep(0)
     for n in range(20):
         world.engine.logout(10 + n)
-    assert len(world.engine._logging_in) == 0
+    assert len(world.engine._logins._logging_in) == 0
     world.engine.logout(99)
     world.journal.gate.set()
     for login in logins:
@@ -764,7 +764,7 @@ async def test_a_first_login_rests_on_acknowledgements_that_are_written(world: W
     world.journal.failing = False
     await world.engine.login(10, "alice", "new", "")
     assert await synced(world, 10) == []
-    assert world.engine._undecided == {}
+    assert world.engine._logins._undecided == {}
 
 
 async def test_a_device_that_comes_back_before_another_is_admitted_keeps_its_place(world: World) -> None:

@@ -1,0 +1,266 @@
+"""What the view on RocksDB reads: rows on disk under the tail's, with the newest state of each kind in a cache.
+
+Reads are synchronous: `get` holds the GIL too (two threads take twice as long as one), for 1.6 µs from its
+cache and 0.5 µs where the bloom filters know of no such key, so a thread would cost more than it frees
+(`scripts/benchmark/store.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import structlog
+from rocksdict import Rdict, RdictIter, ReadOptions
+
+from hongyan.errors import DataDirectoryError
+from hongyan.protocol.state import Conversation, Membership, Message, Sent, User
+from hongyan.store import keys
+from hongyan.store.cache import Cache
+from hongyan.store.rows import (
+    FIRST,
+    decode_conversation,
+    decode_membership,
+    decode_run,
+    decode_sent,
+    decode_user,
+)
+from hongyan.store.tail import MISSING, Tail
+
+log = structlog.get_logger("hongyan.store")
+
+READ_BYTES = 512 * 1024
+_DAMAGED = "Corruption:"
+_MAX_SEQ = 2**63
+
+
+class RocksReads:
+    """The reading part of `hongyan.store.base.Store`."""
+
+    def __init__(self, db: Rdict, cache_conversations: int, fatal: Callable[[BaseException], None]) -> None:
+        self._db: Rdict | None = db
+        self._fatal = fatal
+        self._tail = Tail()
+        self._conversations: Cache[str, Conversation] = Cache(cache_conversations)
+        self._memberships: Cache[tuple[str, str], Membership] = Cache(2 * cache_conversations)
+        self._users: Cache[str, User] = Cache(cache_conversations)
+
+    def _get(self, key: bytes) -> bytes | None:
+        assert self._db is not None
+        try:
+            found: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self._unreadable(error) from None
+        return found
+
+    def _check(self, rows: RdictIter) -> None:
+        """An iterator ends at what it cannot read as it does at the last row; only its status tells them apart."""
+        try:
+            rows.status()
+        except Exception as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> DataDirectoryError:
+        """A block that fails its checksum costs what is in it; a disk that does not read costs the process."""
+        log.error("the store cannot be read", error=str(error))
+        if not str(error).startswith(_DAMAGED):
+            self._fatal(error)
+        path = self._db.path() if self._db is not None else ""
+        return DataDirectoryError(
+            f"the store {path} is damaged ({error}): restore the directory from a backup"
+        )
+
+    # What is not there is not noted: a client may name as many as it likes.
+
+    def conversation(self, key: str) -> Conversation | None:
+        recent = self._conversations.young.get(key) or self._conversations.get(key)
+        if recent is not None:
+            return recent
+        row: Conversation | None = self._tail.conversation(key)
+        if row is MISSING:
+            row = self._stored_conversation(key)
+        if row is not None:
+            self._conversations.put(key, row)
+        return row
+
+    def _stored_conversation(self, key: str) -> Conversation | None:
+        if not key.isascii():
+            return None
+        if key[0] == "#":
+            raw = self._get(keys.conversation(key))
+            return decode_conversation(raw) if raw is not None else None
+        # The first message is asked for first: mostly the chat is new, and it is not there.
+        prefix = keys.messages(key)
+        run = self._get(prefix + keys.number(1))
+        if run is None:
+            return None
+        raw = self._get(keys.conversation(key))
+        if raw is not None:
+            row = decode_conversation(raw)
+            run = self._get(prefix + keys.number(row.last_seq + 1))
+        while run is not None:  # what came since the row was written; each begins where the one before ends
+            newest = decode_run(run)[-1]
+            row = Conversation(newest.seq, newest.at)
+            run = self._get(prefix + keys.number(newest.seq + 1))
+        return row
+
+    def user(self, user: str) -> User | None:
+        recent = self._users.young.get(user) or self._users.get(user)
+        if recent is not None:
+            return recent
+        row: User | None = self._tail.user(user)
+        if row is MISSING:
+            raw = self._get(keys.user(user))
+            row = decode_user(raw) if raw is not None else None
+        if row is not None:
+            self._users.put(user, row)
+        return row
+
+    def membership(self, user: str, conversation: str) -> Membership | None:
+        at = (user, conversation)
+        recent = self._memberships.young.get(at) or self._memberships.get(at)
+        if recent is not None:
+            return recent
+        row: Membership | None = self._tail.membership(user, conversation)
+        if row is MISSING:
+            raw = self._get(keys.memberships(user) + conversation.encode())
+            row = decode_membership(raw) if raw is not None else None
+        if row is not None:
+            self._memberships.put(at, row)
+        return row
+
+    def find(self, sender: str, conversation: str, key: str) -> Sent | None:
+        found = self._tail.find((sender, conversation, key))
+        if found is not None:
+            return found
+        raw = self._get(keys.sent(sender, conversation, key))
+        if raw is not None:
+            return decode_sent(raw)
+        for message in self._first(conversation):
+            if message.sender == sender and message.key == key:
+                found = Sent(message.seq, message.id, message.at)
+        return found
+
+    def _first(self, conversation: str) -> list[Message]:
+        """The first messages on disk: at most FIRST. They are in as many runs or fewer, each of which begins
+        where the one before ends; so no iterator is needed."""
+        found: list[Message] = []
+        prefix = keys.messages(conversation)
+        while len(found) < FIRST and (raw := self._get(prefix + keys.number(len(found) + 1))) is not None:
+            found += decode_run(raw)
+        return found[:FIRST]
+
+    def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
+        prefix = keys.members(group)
+        rows = _scan(self._rows_from(prefix, keys.number(after + 1)), keys.read_number, limit,
+                     self._tail.members(group), after)  # fmt: skip
+        return [(position, user.decode() if isinstance(user, bytes) else user) for position, user in rows]
+
+    def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
+        prefix = keys.memberships(user)
+        rows = _scan(self._rows_from(prefix, after.encode() + b"\x00"), bytes.decode, limit,
+                     self._tail.memberships(user), after)  # fmt: skip
+        return [(key, decode_membership(row) if isinstance(row, bytes) else row) for key, row in rows]
+
+    def _rows_from(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(key without prefix, value) of the rows on disk, from `prefix` + `start` on."""
+        assert self._db is not None
+        rows = self._db.iter(ReadOptions())
+        rows.seek(prefix + start)
+        cut = len(prefix)
+        while rows.valid():
+            key: bytes = rows.key()
+            if not key.startswith(prefix):
+                return
+            yield key[cut:], rows.value()
+            rows.next()
+        self._check(rows)
+
+    def messages(
+        self, conversation: str, low: int, high: int, limit: int, newest: bool = False
+    ) -> list[Message]:
+        high = min(high, _MAX_SEQ)
+        tail = self._tail.messages(conversation)
+        border = tail[0].seq if tail else high + 1  # what is below is on disk
+        if not newest:
+            found = (
+                list(self._stored(conversation, low, min(high, border - 1), limit)) if low < border else []
+            )
+            if len(found) < limit and high >= border:
+                start = max(low - border, 0)
+                found += islice(tail, start, min(high - border + 1, start + limit - len(found)))
+            return _bounded(found, limit)
+        recent: list[Message] = []
+        if high >= border:
+            stop = min(high - border + 1, len(tail))
+            recent = list(islice(tail, max(low - border, stop - limit, 0), stop))[::-1]
+        if len(recent) < limit and low < border:
+            recent += self._stored(conversation, low, min(high, border - 1), limit - len(recent), newest=True)
+        return _bounded(recent, limit)[::-1]
+
+    def _stored(
+        self, conversation: str, low: int, high: int, limit: int, newest: bool = False
+    ) -> Iterator[Message]:
+        """Messages on disk from one end of [low, high], whole runs at a time."""
+        if low > high:
+            return
+        assert self._db is not None
+        prefix = keys.messages(conversation)
+        rows = self._db.iter(ReadOptions())
+        rows.seek_for_prev(prefix + keys.number(high if newest else low))
+        if not newest and not (rows.valid() and rows.key().startswith(prefix)):
+            if not rows.valid():
+                self._check(rows)
+            rows.seek(prefix + keys.number(low))
+        count = size = 0
+        while rows.valid() and rows.key().startswith(prefix):
+            run = decode_run(rows.value())
+            if (run[-1].seq < low) if newest else (run[0].seq > high):
+                return
+            for message in reversed(run) if newest else run:
+                if low <= message.seq <= high:
+                    yield message
+                    count += 1
+                    size += len(message.content)
+                    if count >= limit or size >= READ_BYTES:
+                        return
+            if newest:
+                rows.prev()
+            else:
+                rows.next()
+        if not rows.valid():
+            self._check(rows)
+
+
+def _bounded(messages: list[Message], limit: int) -> list[Message]:
+    """The first `limit`, or as many as make up READ_BYTES; one at least."""
+    size = 0
+    for count, message in enumerate(messages[:limit]):
+        size += len(message.content)
+        if size > READ_BYTES and count:
+            return messages[:count]
+    return messages[:limit]
+
+
+def _scan(
+    rows: Iterator[tuple[bytes, bytes]],
+    name: Callable[[bytes], Any],
+    limit: int,
+    fresh: dict[Any, Any],
+    after: Any,
+) -> list[tuple[Any, Any]]:
+    """The first `limit` rows past `after`, the tail's `fresh` over those on disk (None deletes)."""
+    found: dict[Any, Any] = {}
+    last = MISSING
+    for key, value in rows:
+        at = name(key)
+        if at not in fresh:
+            found[at] = value
+            if len(found) >= limit:
+                last = at
+                break
+    for at, value in fresh.items():
+        if value is not None and at > after and (last is MISSING or at < last):
+            found[at] = value
+    return sorted(found.items())[:limit]
