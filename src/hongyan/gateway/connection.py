@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from hongyan.gateway.outbox import MAX_FRAME_BYTES
 from hongyan.gateway.peer import Peer
 from hongyan.gateway.wire import Wire
 from hongyan.protocol.codec import Codec
-from hongyan.protocol.requests import Ack, AckData, BadRequest, Heartbeat, Login, Request, SendMessage
+from hongyan.protocol.requests import Ack, BadRequest, Heartbeat, Login, Request, SendMessage
 
 if TYPE_CHECKING:
     from hongyan.gateway.server import Gateway
@@ -56,7 +56,8 @@ NEXT: dict[tuple[State, Input], State] = {
 
 class Connection(Peer):
     """Requests are taken strictly in order: while one of those that wait is
-    under way (login, reads, group commands), reading stops and what had been read is deferred."""
+    under way (login, reads, group commands), reading stops and what had been read is deferred. So there is
+    nothing deferred that is not behind such a one."""
 
     __slots__ = (
         "_backlog_seen", "_decode", "_deferred", "_login_deadline", "_waiting", "address", "device", "entering",
@@ -86,17 +87,11 @@ class Connection(Peer):
         self.gateway.attach(self)
         self.wire.wheel.schedule(self.wire, min(self._login_deadline, self._silence_deadline()))
 
-    def on_message(self, payload: bytes) -> None:
-        if self._busy or self._deferred:
-            self._defer(payload)
-        else:
-            self._take(payload)
-
     def on_other(self, opcode: int, payload: bytes) -> None:
-        if self._busy or self._deferred:
+        if self._busy:
             self._defer(None)
         else:
-            self._take(None)
+            self._wrong_kind()
 
     def pause_writing(self) -> None:
         """Past the room for one reply: nothing to do, reads look for themselves."""
@@ -108,12 +103,9 @@ class Connection(Peer):
 
     # requests
 
-    def _take(self, payload: bytes | None) -> None:
-        """Serve one message (None: of the wrong kind)."""
-        if payload is None:
-            now = self.gateway.monotonic()
-            if self._allowed(now, None):
-                self._reject(_WRONG_KIND, None, now)
+    def on_message(self, payload: bytes) -> None:
+        if self._busy:
+            self._defer(payload)
             return
         decode = self._decode  # (a call of what an attribute holds is slow as `self._decode(…)`)
         try:
@@ -135,7 +127,14 @@ class Connection(Peer):
                     )
                     gateway.in_flight += 1
             elif type(request) is Ack:
-                self._acknowledge(request.data)
+                gateway.counters.delivery_acks += 1
+                ack = request.data
+                if ack.acks is None:
+                    if self._limited:
+                        self._count_quiet(gateway.monotonic())
+                    gateway.engine.ack(self.session, ack.conversation, ack.seq or 0)
+                else:
+                    self._acknowledge(ack.acks)
             elif type(request) is Heartbeat:
                 self._count_quiet(gateway.monotonic())
                 self._handle(request)
@@ -157,6 +156,11 @@ class Connection(Peer):
             self.write_error(_INTERNAL, ref)
         else:
             self.close(frames.INTERNAL, "internal error")
+
+    def _wrong_kind(self) -> None:
+        now = self.gateway.monotonic()
+        if self._allowed(now, None):
+            self._reject(_WRONG_KIND, None, now)
 
     def _not_a_request(self, bad: BadRequest, size: int) -> None:
         now = self.gateway.monotonic()
@@ -180,15 +184,8 @@ class Connection(Peer):
         else:
             self.write_error(_UNAUTHENTICATED, ref)
 
-    def _acknowledge(self, data: AckData) -> None:
+    def _acknowledge(self, acks: Mapping[str, int]) -> None:
         gateway = self.gateway
-        gateway.counters.delivery_acks += 1
-        acks = data.acks
-        if acks is None:
-            if self._limited:
-                self._count_quiet(gateway.monotonic())
-            gateway.engine.ack(self.session, data.conversation, data.seq or 0)
-            return
         self._count_quiet(gateway.monotonic(), 1 + len(acks) // limits.ACKS_A_REQUEST)
         for conversation, seq in acks.items():
             gateway.engine.ack(self.session, conversation, seq)
@@ -259,7 +256,11 @@ class Connection(Peer):
         deferred = self._deferred
         try:
             while deferred and not self._busy and not self.closed:
-                self._take(deferred.take())
+                payload = deferred.take()
+                if payload is None:
+                    self._wrong_kind()
+                else:
+                    self.on_message(payload)
         except Exception:
             log.exception("a deferred request failed", session=self.session)
             self.close(frames.INTERNAL, "internal error")

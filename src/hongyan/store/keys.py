@@ -30,6 +30,10 @@ def members(group: str) -> bytes:
     return f"g{group}\0".encode()
 
 
+def run(conversation: str, first: int) -> bytes:
+    return f"m{conversation}\0".encode() + _number(first)
+
+
 def messages(conversation: str) -> bytes:
     """The prefix of a conversation's runs; the first seq follows."""
     return f"m{conversation}\0".encode()

@@ -33,14 +33,13 @@ decode_sent = msgspec.msgpack.Decoder(Sent).decode
 def write_batch(unit: Unit) -> WriteBatch:
     """The rows of `unit`, with its offset."""
     batch = WriteBatch(raw_mode=True)
-    put, encode = batch.put, _encode
+    put, encode, run_key = batch.put, _encode, keys.run
     for name, messages in unit.messages.items():
-        prefix = keys.messages(name)
         for run in _runs(messages) if len(messages) > 1 else (messages,):
-            put(prefix + keys.number(run[0].seq), encode(run))
+            put(run_key(name, run[0].seq), encode(run))
     for at, message in unit.sent.items():
         if message.seq > FIRST:
-            put(keys.sent(*at), encode(Sent(message.seq, message.id, message.at)))
+            put(keys.sent(*at), encode((message.seq, message.id, message.at)))  # a Sent
     for key, conversation in unit.conversations.items():
         if key[0] == "#" or conversation.last_seq // STRIDE > (unit.messages[key][0].seq - 1) // STRIDE:
             put(keys.conversation(key), encode(conversation))
