@@ -177,6 +177,7 @@ def _metrics_text(
         counters.store_flushed_rows = store.flushed_rows
         counters.store_flush_failures = store.flush_failures
         counters.admitted_bytes = engine.pending_bytes
+        counters.cursors_held = engine.cursors_held
         return exposition(counters)
 
     return text

@@ -17,6 +17,7 @@ _GAUGES = {
     "sessions": "logged-in connections",
     "outbound_bytes": "bytes that wait for connections to read them",
     "admitted_bytes": "bytes admitted and not yet durable",
+    "cursors_held": "cursors that are safe in the journal and wait for their row",
     "store_pending_rows": "rows of the tail that are not written down",
     "store_pending_bytes": "bytes of the tail that are not written down",
     "journal_first_offset": "oldest record kept in the journal",
@@ -100,6 +101,7 @@ class Counters:
     sessions: int = 0
     outbound_bytes: int = 0
     admitted_bytes: int = 0
+    cursors_held: int = 0
     store_pending_rows: int = 0
     store_pending_bytes: int = 0
     journal_first_offset: int = 0

@@ -145,6 +145,11 @@ class Engine:
         """Admitted and not yet durable."""
         return self._committer.pending_bytes
 
+    @property
+    def cursors_held(self) -> int:
+        """Cursors that the journal has and the rows have not."""
+        return self._cursors.size
+
     async def close(self) -> None:
         """Write cursors, commit what was admitted, stop. The journal and store stay open."""
         for task in self._tasks:
