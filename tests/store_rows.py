@@ -21,11 +21,10 @@ def changes(
     memberships: dict[tuple[str, str], Membership | None] | None = None,
     members: dict[tuple[str, int], str | None] | None = None,
 ) -> Changes:
-    """As the sequencer makes them: a message comes with its place in `sent` and its conversation's new row."""
+    """As the sequencer makes them: a message comes with its conversation's new row."""
     made = Changes()
     for row in messages:
         made.messages.append(row)
-        made.sent[row.sender, row.conversation, row.key] = row
         made.conversations[row.conversation] = Conversation(row.seq, row.at)
     made.conversations.update(conversations or {})
     made.users.update(users or {})

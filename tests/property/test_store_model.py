@@ -89,7 +89,7 @@ class StoreLife(RuleBasedStateMachine):
                 made = changes(members={(rest[0], rest[1]): rest[2]})
             batch.messages += made.messages
             for into, new in (
-                (batch.sent, made.sent), (batch.conversations, made.conversations), (batch.users, made.users),
+                (batch.conversations, made.conversations), (batch.users, made.users),
                 (batch.memberships, made.memberships), (batch.members, made.members),
             ):  # fmt: skip
                 into.update(new)  # type: ignore[attr-defined]

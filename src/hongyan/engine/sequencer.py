@@ -39,11 +39,19 @@ class View(Protocol):
 class Overlay:
     """The view with one batch's changes over it: the state between two records of the batch."""
 
-    __slots__ = ("changes", "view")
+    __slots__ = ("_by_key", "changes", "view")
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.changes = Changes()
+        self._by_key: dict[Key, Message] = {}  # the batch's messages, as far as anybody has asked
+
+    def find(self, key: Key) -> Sent | Message | None:
+        """Where the message of this key went, in this batch or ever."""
+        messages, known = self.changes.messages, self._by_key
+        for message in messages[len(known) :]:  # no key twice: the second would have been a duplicate
+            known[message.sender, message.conversation, message.key] = message
+        return known.get(key) or self.view.find(*key)
 
     def conversation(self, key: str) -> Conversation | None:
         return self.changes.conversations.get(key) or self.view.conversation(key)
@@ -93,7 +101,7 @@ class Sequencer:
         self._window.forget(log_ms)
         window, changes, stored = self._window, state.changes, self._view.conversation
         recent, odd = window.entries, window.odd
-        conversations, messages, new = changes.conversations, changes.messages, changes.sent
+        conversations, messages = changes.conversations, changes.messages
         marks: list[Mark] = []
         outcomes: list[Outcome] = []
         for record in batch:
@@ -128,7 +136,6 @@ class Sequencer:
             )
             messages.append(message)
             outcomes.append(message)
-            new[key] = message
             recent[mark] = record.id  # what Window.add does, without a call
             marks.append(mark)
         window.close_batch(marks, log_ms, first)
@@ -136,7 +143,7 @@ class Sequencer:
 
     def _duplicate(self, key: Key, anywhere: bool) -> Sent | Message | None:
         """The message of this key that was stored already: in the window, or ever."""
-        sent = self._state.changes.sent.get(key) or self._view.find(*key)
+        sent = self._state.find(key)
         return sent if sent is not None and (anywhere or self._window.names(key, sent.id)) else None
 
     def remember(self, batch: Sequence[records.Record], first: int, log_ms: int, trimmed: bool) -> None:

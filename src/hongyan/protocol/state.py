@@ -104,17 +104,14 @@ class User(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Changes:
     """What one journal batch changes, as absolute rows; None deletes. Applied as one unit.
 
-    messages: new messages in fold order; sent: the same, by (sender, conversation, key);
-    conversations: by key; users: by id; memberships: by (user id, conversation key);
+    messages: new messages in fold order; conversations: by key; users: by id; memberships: by (user id, conversation key);
     members: by (group address, position) -> user id.
     """
 
-    __slots__ = ("conversations", "members", "memberships", "messages", "sent", "users")
+    __slots__ = ("conversations", "members", "memberships", "messages", "users")
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
-        # (sender, conversation, key) of this batch's messages: what `find` must see before the store does
-        self.sent: dict[tuple[str, str, str], Message] = {}
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.memberships: dict[tuple[str, str], Membership | None] = {}

@@ -37,9 +37,10 @@ def write_batch(unit: Unit) -> WriteBatch:
     for name, messages in unit.messages.items():
         for run in _runs(messages) if len(messages) > 1 else (messages,):
             put(run_key(name, run[0].seq), encode(run))
-    for at, message in unit.sent.items():
-        if message.seq > FIRST:
-            put(keys.sent(*at), encode((message.seq, message.id, message.at)))  # a Sent
+        for message in messages:
+            if message.seq > FIRST:
+                sent = (message.seq, message.id, message.at)  # as a Sent
+                put(keys.sent(message.sender, name, message.key), encode(sent))
     for key, conversation in unit.conversations.items():
         if key[0] == "#" or conversation.last_seq // STRIDE > (unit.messages[key][0].seq - 1) // STRIDE:
             put(keys.conversation(key), encode(conversation))

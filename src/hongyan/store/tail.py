@@ -17,6 +17,7 @@ class Unit:
     """Whole batches, merged, that are written as one. None deletes a row."""
 
     __slots__ = (
+        "_by_key",
         "bytes",
         "conversations",
         "members",
@@ -24,7 +25,6 @@ class Unit:
         "messages",
         "offset",
         "rows",
-        "sent",
         "users",
     )
 
@@ -33,15 +33,16 @@ class Unit:
         self.rows = 0  # to write: roughly, a bound and no account; so are `bytes`
         self.bytes = 0
         self.messages: dict[str, list[Message]] = {}  # by conversation, in seq order
-        self.sent: dict[tuple[str, str, str], Message] = {}
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.memberships: dict[str, dict[str, Membership | None]] = {}  # user -> conversation -> row
         self.members: dict[str, dict[int, str | None]] = {}  # group -> position -> user
+        # Made where somebody asks, which is for a resend: nearly every unit goes without.
+        self._by_key: dict[tuple[str, str, str], Message] | None = None
 
     def add(self, offset: int, changes: Changes, rows: int, size: int) -> None:
         self.offset = offset
-        self.sent.update(changes.sent)
+        self._by_key = None
         self.conversations.update(changes.conversations)
         self.users.update(changes.users)
         messages = self.messages
@@ -62,6 +63,16 @@ class Unit:
             self.members.setdefault(group, {})[position] = member
         self.rows += rows
         self.bytes += size
+
+    def find(self, key: tuple[str, str, str]) -> Message | None:
+        """The message of this (sender, conversation, key)."""
+        if self._by_key is None:
+            self._by_key = {
+                (message.sender, message.conversation, message.key): message
+                for run in self.messages.values()
+                for message in run
+            }
+        return self._by_key.get(key)
 
     @property
     def complete(self) -> bool:
@@ -129,8 +140,8 @@ class Tail:
 
     def find(self, key: tuple[str, str, str]) -> Sent | None:
         for unit in reversed(self.units):
-            if key in unit.sent:
-                message = unit.sent[key]
+            message = unit.find(key)
+            if message is not None:
                 return Sent(message.seq, message.id, message.at)
         return None
 
