@@ -379,3 +379,9 @@ async def test_many_conversations_come_back_through_a_small_cache(reopen: Opener
     await store.sync()
     assert everything(store, users, names, keys) == expected
     assert everything(await reopen(), users, names, keys) == expected
+
+
+async def test_a_name_that_no_conversation_has_is_none(reopen: Opener) -> None:
+    store = await reopen()
+    for name in ("", "|", "#", "ü", "\ud800"):
+        assert store.conversation(name) is None

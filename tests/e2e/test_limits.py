@@ -124,7 +124,8 @@ async def test_a_user_is_in_so_many_groups(server_factory, enter):
 async def test_joins_and_group_creations_have_a_rate(server_factory, enter):
     server = server_factory(membership_changes_per_minute=2, group_creations_per_hour=1)
     alice = await enter(server, "alice")
-    await alice.ask("create_group", {"group": "#g"})
+    for _ in range(3):  # the same once more is no other
+        await alice.ask("create_group", {"group": "#g"})
     late = await alice.refused("create_group", {"group": "#h"})
     assert (late["code"], late["retry_after_ms"] > 0) == ("rate_limited", True)
     await alice.ask("leave_group", {"group": "#g"})

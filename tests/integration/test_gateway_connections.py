@@ -634,12 +634,12 @@ async def test_a_connection_that_cannot_be_written_to_costs_the_others_nothing(m
         await bob.barrier()
 
 
-async def behind_a_command(engine, client, *envelopes, close=False):
+async def behind_a_command(engine, client, *envelopes, close=False, first=None):
     """In one write, so that all of it is read: a command that does not come back, and these behind it."""
     engine.gate = asyncio.Event()
     engine.waiting.clear()
     join = {"type": "join_group", "message_id": "j", "data": {"group": "#t"}}
-    sent = [frames.encode(frames.TEXT, json.dumps(each).encode()) for each in (join, *envelopes)]
+    sent = [frames.encode(frames.TEXT, json.dumps(each).encode()) for each in (first or join, *envelopes)]
     if close:
         sent.append(frames.encode_close(1000))
     client.ws.transport.write(
@@ -676,6 +676,23 @@ async def test_sends_that_wait_too_long_behind_another_request_are_answered(monk
         assert engine.acks == [("@bob", 3)]
         assert engine.sent == []
         await client.barrier()
+
+
+@pytest.mark.parametrize("refusal", [None, refused("unavailable", "later")])
+async def test_a_send_behind_a_slow_login_is_answered_whatever_comes_of_it(monkeypatch, refusal):
+    """What is pushed meanwhile is held behind the login's answer, and dropped if it is refused; that answer is not."""
+    monkeypatch.setattr("hongyan.gateway.connection.DEFER_S", 0.2)
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        engine.refuse_login = refusal
+        post = {"to": "@bob", "content_type": "text", "content": 1}
+        login = {"type": "login", "message_id": "l", "data": {"token": "alice", "device_id": "d1"}}
+        await behind_a_command(
+            engine, client, {"type": "send_message", "message_id": "s", "data": post}, first=login
+        )
+        answer = (await client.receive())["data"]
+        assert (answer["ref"], answer["code"]) == ("s", "unavailable")
+        engine.gate.set()
+        assert (await client.receive())["data"]["ref"] == "l"
 
 
 @pytest.mark.parametrize("end", ["the peer closes", "4430", "the server stops"])

@@ -45,9 +45,11 @@ class GroupCommands:
 
     async def create(self, user: str, group: str | None, name: str, join: str) -> dict[str, Any]:
         now = self._now_ms()
-        if group is not None and (of := self._store.conversation(group)) is not None and of.owner != user:
+        of = self._store.conversation(group) if group is not None else None
+        if of is not None and of.owner != user:
             raise refused("already_exists", "this group name is taken", "data.group")
-        self._count("group_creations_per_hour", self._group_creations, user, "groups created")
+        if of is None:  # the owner's own, once more, is answered as it was and counts for nothing
+            self._count("group_creations_per_hour", self._group_creations, user, "groups created")
         id = self._snowflake.next()
         done = await self._change(
             records.CreateGroup(id, now, user, group or f"#g{id}", name, join, self._settings.max_groups)

@@ -12,7 +12,7 @@ What is gathered belongs to the device, whichever of its sessions acknowledged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -70,7 +70,11 @@ class CursorQueue:
         self._moving: dict[Owner, Held] = {}  # the same, in records being committed
         self.size = 0  # entries that are held
         self._seen: dict[Owner, int] = {}
-        self._writing = asyncio.Lock()  # there is one `_noting` and one `_moving`
+        self._wanted: set[Owner] = set()  # somebody waits for their rows
+        self._note_lock = asyncio.Lock()  # there is one `_noting`
+        self._move_lock = (
+            asyncio.Lock()
+        )  # and one `_moving`; nobody waits for the one while holding the other
 
     def of(self, owner: Owner) -> Acks:
         """What the device has gathered."""
@@ -97,34 +101,40 @@ class CursorQueue:
     @property
     def needed(self) -> int | None:
         """The oldest offset at which the journal has what no row has yet; None: there is no such."""
-        oldest = [next(iter(part.values())).offset for part in (self._moving, self._held) if part]
+        oldest = [held.offset for held in self._moving.values()]
+        if self._held:
+            oldest.append(next(iter(self._held.values())).offset)
         if self._noting:
             oldest.append(self._noting_after + 1)
         return min(oldest, default=None)
 
     # -- to the journal --------------------------------------------------------------------------
 
-    async def tick(self) -> None:
-        """Have the journal note what has gathered, and move the rows whose time has come. What is refused stays
-        for the next time."""
-        with suppress(Refused):
-            if self.gathered or self._seen:
-                await self.note()
-            while await self._move_due():
-                pass
-
-    async def note(self, *, all_seen: bool = False) -> None:
-        """Write what has gathered, and which devices were used (some, or all). Raises Refused."""
-        async with self._writing:
-            seen = self._take_seen(list(islice(self._seen, None if all_seen else MAX_ENTRIES)))
+    async def note(self, owners: Collection[Owner] = (), *, all_seen: bool = False) -> None:
+        """Write what has gathered, and which devices were used (some, or all). With `owners` only if there is
+        something of theirs, and theirs in any case. Raises Refused: it stays for the next time."""
+        async with self._note_lock:
+            theirs = [owner for owner in owners if owner in self._seen]
+            if owners and not theirs and not any(owner in self.gathered for owner in owners):
+                return
+            seen = self._take_seen(theirs)
+            seen += self._take_seen(list(islice(self._seen, None if all_seen else MAX_ENTRIES)))
             self._noting, self.gathered = self.gathered, {}
             self._noting_after = self._folded()
             now = self._now_ms()
             try:
                 noted = [Acked(self._new_id(), now, acks) for acks in _chunks(self._noting, MAX_NOTED)]
-                outcomes = await self._submit_all([*noted, *self._seen_records(seen, now)])
+                used = [
+                    Cursors(self._new_id(), now, [], seen[at : at + MAX_ENTRIES])
+                    for at in range(0, len(seen), MAX_ENTRIES)
+                ]
+                outcomes = await self._submit_all([*noted, *used], always=True)
             except BaseException:  # cancelled, too: it may be written, and again does no harm
-                self._give_back(seen)
+                for user, device, at in seen:
+                    self._seen.setdefault((user, device), at)
+                noting, self._noting = self._noting, {}
+                for owner, acks in noting.items():
+                    _raise(self.of(owner), acks)
                 raise
             noting, self._noting = self._noting, {}
             offsets = [outcome.offset for outcome in outcomes if isinstance(outcome, Noted)]
@@ -158,9 +168,15 @@ class CursorQueue:
 
     # -- to the rows -----------------------------------------------------------------------------
 
+    async def move(self) -> None:
+        """Move the rows whose time has come. What is refused stays for the next time."""
+        with suppress(Refused):
+            while await self._move_due():
+                pass
+
     async def _move_due(self) -> bool:
-        """Move what has waited long enough, one commit's share. Raises Refused. False: nothing had."""
-        async with self._writing:
+        """One commit's share. Raises Refused. False: nothing is due."""
+        async with self._move_lock:
             due, room = self._monotonic_ms() - self._hold_ms, max(A_COMMIT, self.size // 50)
             for owner in list(self._held):
                 held = self._held[owner]
@@ -169,29 +185,32 @@ class CursorQueue:
                 room -= self._take(owner, held, room)
             if not self._moving:
                 return False
-            await self._move([])
+            await self._move()
             return True
 
     async def flush_user(self, user: str, devices: Iterable[str]) -> None:
         """Write what the user's devices have acknowledged and when they were used: a new device starts where the
         furthest stands, and the one unused for longest is forgotten for it. Raises Refused."""
-        async with self._writing:
-            owners = [(user, device) for device in devices]
-            self._noting = {owner: acks for owner in owners if (acks := self.gathered.pop(owner, None))}
-            seen = self._take_seen([owner for owner in owners if owner in self._seen])
-            for owner in owners:
-                if (held := self._held.get(owner)) is not None:
-                    self._take(owner, held, len(held.acks))
-            try:
-                await self._move(seen)
-            except BaseException:
-                self._give_back(seen)
-                raise
-            self._noting = {}
+        owners = {(user, device) for device in devices}
+        await self.note(owners)
+        self._wanted |= owners
+        try:
+            async with self._move_lock:
+                room = A_COMMIT
+                for owner in owners & self._held.keys():
+                    room -= self._take(owner, self._held[owner])
+                if not self._moving:  # there was nothing, or it went with another's
+                    return
+                for owner in (self._wanted - owners) & self._held.keys():
+                    if len(self._held[owner].acks) <= room:
+                        room -= self._take(owner, self._held[owner])
+                await self._move()
+        finally:
+            self._wanted -= owners
 
-    def _take(self, owner: Owner, held: Held, room: int) -> int:
-        """Have up to `room` entries of the device move. Returns how many do."""
-        if len(held.acks) <= room:
+    def _take(self, owner: Owner, held: Held, room: int | None = None) -> int:
+        """Have the device's entries move, up to `room`. Returns how many do."""
+        if room is None or len(held.acks) <= room:
             del self._held[owner]
             self._moving[owner] = held
         else:
@@ -203,20 +222,22 @@ class CursorQueue:
         self.size -= count
         return count
 
-    async def _move(self, seen: list[Seen]) -> None:
-        """Write the rows of what is moving, and of what is being noted: a further number of the same device's."""
+    async def _move(self) -> None:
+        """Write the rows of what is moving."""
         acks = {owner: held.acks for owner, held in self._moving.items()}
-        for owner, newer in self._noting.items():
-            acks[owner] = _raise(acks.get(owner, {}).copy(), newer)
         now = self._now_ms()
         try:
             moved = [Cursors(self._new_id(), now, chunk, []) for chunk in _chunks(acks, MAX_ENTRIES)]
-            await self._submit_all([*moved, *self._seen_records(seen, now)])
+            await self._submit_all(moved, always=False)
         except BaseException:
-            others, self._held, self._moving = self._held, self._moving, {}
-            self.size = sum([len(held.acks) for held in self._held.values()])
-            for owner, held in others.items():
-                self._hold(owner, held.acks, held.offset, held.since)
+            moving, self._moving = self._moving, {}
+            for owner, held in moving.items():
+                # A copy: the record may be in the journal's hands, and is to be folded as it is written there.
+                newer = self._held.pop(owner, None)
+                self.size -= len(newer.acks) if newer is not None else 0
+                self._hold(owner, held.acks.copy(), held.offset, held.since)
+                if newer is not None:
+                    self._hold(owner, newer.acks, newer.offset, newer.since)
             self._held = dict(sorted(self._held.items(), key=lambda item: item[1].offset))
             raise
         self._moving = {}
@@ -226,26 +247,14 @@ class CursorQueue:
     def _take_seen(self, owners: list[Owner]) -> list[Seen]:
         return [(*owner, self._seen.pop(owner)) for owner in owners]
 
-    def _seen_records(self, seen: list[Seen], now: int) -> Iterator[Cursors]:
-        for at in range(0, len(seen), MAX_ENTRIES):
-            yield Cursors(self._new_id(), now, [], seen[at : at + MAX_ENTRIES])
-
-    def _give_back(self, seen: list[Seen]) -> None:
-        """What was being noted was refused."""
-        for user, device, at in seen:
-            self._seen.setdefault((user, device), at)
-        noting, self._noting = self._noting, {}
-        for owner, acks in noting.items():
-            _raise(self.of(owner), acks)
-
-    async def _submit_all(self, records: list[Acked | Cursors]) -> list[Outcome]:
+    async def _submit_all(self, records: Sequence[Acked | Cursors], *, always: bool) -> list[Outcome]:
         """Have them share a commit. Raises the first refusal, after all have an answer."""
         outcomes = await asyncio.gather(
             *[
                 self._submit(
                     record,
                     ENTRY_WEIGHT * (sum([len(acks) for _, _, acks in record.acks]) + 1),
-                    isinstance(record, Acked),
+                    always,
                 )
                 for record in records
             ],

@@ -135,7 +135,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._guard(self._tick_forever), name="engine-ticker"),
-            loop.create_task(self._guard(self._note_forever), name="engine-cursors"),
+            loop.create_task(self._guard(self._note_forever), name="engine-acks"),
+            loop.create_task(self._guard(self._move_forever), name="engine-cursors"),
             loop.create_task(self._guard(self._expire_forever), name="engine-expiry"),
             loop.create_task(self._guard(self._checkpoint_forever), name="engine-checkpoint"),
         ]
@@ -177,7 +178,14 @@ class Engine:
     async def _note_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self._cursors.tick()
+            with suppress(Refused):
+                await self._cursors.note()
+
+    async def _move_forever(self) -> None:
+        """Apart from the noting of acknowledgements, which does not wait for rows."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self._cursors.move()
 
     async def _expire_forever(self) -> None:
         lag, loop = self._counters.loop_lag_seconds, asyncio.get_running_loop()

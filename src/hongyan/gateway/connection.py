@@ -231,7 +231,9 @@ class Connection(Peer):
 
     def _overdue(self) -> None:
         for error, ref in self._deferred.overdue() if self._deferred is not None else ():
-            self.write_error(error, ref)
+            # Past what is held back: a login under way may hold it beyond the ten seconds, and drop it if refused.
+            if not self.closed and not self.outbox.write_control(self.error_frame(error, ref)):
+                self.too_slow()
 
     def _drop_deferred(self) -> None:
         """What was deferred is not served, but its acknowledgements hold: only a crash may set a cursor back."""

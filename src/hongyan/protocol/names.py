@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 _ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}", re.ASCII)
-_direct_key = re.compile(r"([A-Za-z0-9_.\-]{1,64})\|([A-Za-z0-9_.\-]{1,64})", re.ASCII).fullmatch
 match_address = re.compile(r"[@#][A-Za-z0-9_.\-]{1,64}", re.ASCII).fullmatch
 RESERVED_PREFIX = "hongyan."
 
@@ -41,12 +40,6 @@ def is_address(value: str) -> bool:
 def direct_key(a: str, b: str) -> str:
     """The conversation key of the direct chat of users `a` and `b` (ids), in either order."""
     return f"{a}|{b}" if a <= b else f"{b}|{a}"
-
-
-def is_direct_key(key: str) -> bool:
-    """True for what `direct_key` makes of two ids."""
-    found = _direct_key(key)
-    return found is not None and found[1] <= found[2]
 
 
 def conversation_key(viewer: str, address: str) -> str:

@@ -87,7 +87,7 @@ class RocksReads:
     def _stored_conversation(self, key: str) -> Conversation | None:
         if not key.isascii():
             return None
-        if key[0] == "#":
+        if key[:1] == "#":
             raw = self._get(keys.conversation(key))
             return decode_conversation(raw) if raw is not None else None
         # The first message is asked for first: mostly the chat is new, and it is not there.

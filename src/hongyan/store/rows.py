@@ -42,7 +42,7 @@ def write_batch(unit: Unit) -> WriteBatch:
                 sent = (message.seq, message.id, message.at)  # as a Sent
                 put(keys.sent(message.sender, name, message.key), encode(sent))
     for key, conversation in unit.conversations.items():
-        if key[0] == "#" or conversation.last_seq // STRIDE > (unit.messages[key][0].seq - 1) // STRIDE:
+        if key[:1] == "#" or conversation.last_seq // STRIDE > (unit.messages[key][0].seq - 1) // STRIDE:
             put(keys.conversation(key), encode(conversation))
     for user, found in unit.users.items():
         put(keys.user(user), encode(found))
@@ -65,11 +65,12 @@ def write_batch(unit: Unit) -> WriteBatch:
 
 
 def _runs(messages: list[Message]) -> Iterator[list[Message]]:
-    """Cut where a row would pass RUN_BYTES of content or RUN_MESSAGES."""
+    """Cut where a row would pass RUN_BYTES of content or RUN_MESSAGES, and behind the FIRST, which are looked at."""
     begin = size = 0
     for place, message in enumerate(messages):
         size += len(message.content)
-        if (size > RUN_BYTES or place - begin >= RUN_MESSAGES) and place > begin:
+        full = size > RUN_BYTES or place - begin >= RUN_MESSAGES or message.seq == FIRST + 1
+        if full and place > begin:
             yield messages[begin:place]
             begin, size = place, len(message.content)
     yield messages[begin:]

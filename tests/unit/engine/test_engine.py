@@ -100,9 +100,9 @@ class Gateway:
 
 async def write_rows(world: World) -> None:
     """What has been acknowledged moves its rows."""
-    await world.engine._cursors.tick()
+    await world.engine._cursors.note()
     world.clock.ms += 10_000
-    await world.engine._cursors.tick()
+    await world.engine._cursors.move()
 
 
 class Clock:
@@ -188,7 +188,8 @@ async def test_without_new_ids_sends_are_unavailable_and_nothing_else_breaks() -
         await world.engine.join_group(1, "#x")
     world.engine.ack(1, "@alice", 0)
     world.engine.logout(1)  # its last-seen time is to be written, and waits
-    await world.engine._cursors.tick()
+    with pytest.raises(Refused):
+        await world.engine._cursors.note()
     assert world.engine._cursors._seen
     await world.engine.login(2, "alice", "a1", "")
     world.clock.ms += 1
@@ -442,7 +443,7 @@ async def test_presence_waits_before_it_says_offline(world: World) -> None:
     assert world.gateway.states == [], "a reconnect shows nobody a flicker"
     world.engine.logout(3)
     assert world.engine.presence(1, ["@bob"], None)["@bob"].online
-    await world.engine._cursors.tick()  # ten times a second
+    await world.engine._cursors.note()  # ten times a second
     world.gateway.news.clear()
     world.clock.ms += 5_001
     async with asyncio.timeout(10):
@@ -513,13 +514,14 @@ async def test_acks_refused_after_the_device_came_anew_are_written_with_its_next
     queue = world.engine._cursors
     world.journal.gate.clear()
     world.engine.ack(1, "@bob", 1)
-    writing = asyncio.create_task(queue.tick())
+    writing = asyncio.create_task(queue.note())
     await asyncio.sleep(0)
     world.engine.logout(1)
     await world.engine.login(9, "alice", "a1", "")
     world.journal.failing = True
     world.journal.gate.set()
-    await writing
+    with pytest.raises(Refused):
+        await writing
     world.engine.ack(9, "@alice", 1)
     world.journal.failing = False
     await write_rows(world)

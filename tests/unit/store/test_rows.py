@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hongyan.store.rows import RUN_BYTES, RUN_MESSAGES, _runs
+from hongyan.store.rows import FIRST, RUN_BYTES, RUN_MESSAGES, _runs
 from store_rows import message
 
 
@@ -20,5 +20,7 @@ def test_a_run_is_bounded_and_as_long_as_it_can_be(sizes: list[int]) -> None:
     for run, length in zip(runs, lengths, strict=True):
         assert 1 <= len(run) <= RUN_MESSAGES
         assert length <= RUN_BYTES or len(run) == 1
+        assert run[0].seq > FIRST or run[-1].seq <= FIRST
     for run, following, length in zip(runs, runs[1:], lengths, strict=False):
-        assert len(run) == RUN_MESSAGES or length + len(following[0].content) > RUN_BYTES
+        full = len(run) == RUN_MESSAGES or length + len(following[0].content) > RUN_BYTES
+        assert full or run[-1].seq == FIRST
