@@ -202,6 +202,19 @@ def test_a_script_at_a_terminal_leaves_after_its_count(chat: Chat, name: Callabl
     assert terminal.sane()
 
 
+def test_a_script_beside_a_terminal_is_a_device_of_its_own(chat: Chat, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    alone = chat(user, "--to", f"@{user}")
+    settled(alone, user)
+    for line in ("the backup is done", "again"):
+        script = chat(user, "--to", f"@{user}", shell=True, pipe=f" <<< '{line}'; echo left $?")
+        script.until("left 0")
+        alone.until(f"{user}: {line}")
+    alone.type("thanks\r")
+    alone.until("✓")
+    assert alone.leave() == 0
+
+
 def test_a_replaced_device_says_what_may_not_have_arrived(
     chat: Chat, server_factory: Callable[..., ServerProcess]
 ) -> None:
