@@ -22,8 +22,8 @@ class Terminal:
         self.master, slave = os.openpty()
         self._slave = slave  # kept: modes can be asked for after the program has ended
         self.resize(100, 30)
-        # Nobody answers here when the program asks where the cursor is.
-        env = env | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONUNBUFFERED": "1"}
+        # Nobody answers here when the program asks where the cursor is: unless `env` says otherwise, it does not.
+        env = {"PROMPT_TOOLKIT_NO_CPR": "1"} | env | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
@@ -46,6 +46,12 @@ class Terminal:
                 raise AssertionError(f"no {expected!r} in {self.text[self._read :]!r}")
         shown, self._read = self.text[self._read : at + len(expected)], at + len(expected)
         return shown
+
+    def so_far(self) -> str:
+        """All that it has shown until now, without waiting for more."""
+        while self._more(0.001):
+            pass
+        return self.text
 
     def leave(self) -> int:
         """Ctrl-D, again where it came while a line was being printed (the terminal is the kernel's then)."""

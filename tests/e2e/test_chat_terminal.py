@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 
+from fake_server import FakeServer
 from server_process import SOURCES, ServerProcess, free_port
 from terminal import Terminal
 
@@ -20,16 +22,17 @@ Chat = Callable[..., Terminal]
 @pytest.fixture
 def chat(server: ServerProcess, tmp_path: Path) -> Iterator[Chat]:
     """`chat("alice", "--to", "@bob")` starts one; `shell=True`: typed into a bash with job control;
-    `pipe`: what its output goes into."""
+    `pipe`: what its output goes into; `variables`: more of its environment."""
     started: list[Terminal] = []
 
     def start(
-        user: str, *arguments: str, url: str = server.url, shell: bool = False, pipe: str = ""
-    ) -> Terminal:
+        user: str, *arguments: str, url: str = server.url, shell: bool = False, pipe: str = "",
+        **variables: str,
+    ) -> Terminal:  # fmt: skip
         command = [sys.executable, "-m", "hongyan", "chat", "--user", user, "--url", url]
         command += ["--data-dir", str(server.data_dir), *arguments]
         env = {k: v for k, v in os.environ.items() if not k.startswith("HONGYAN_")}
-        env |= {"PYTHONPATH": str(SOURCES), "XDG_STATE_HOME": str(tmp_path), "PS1": "shell> "}
+        env |= {"PYTHONPATH": str(SOURCES), "XDG_STATE_HOME": str(tmp_path), "PS1": "shell> "} | variables
         terminal = Terminal(["bash", "--norc", "--noediting", "-i"] if shell else command, env)
         if shell:
             terminal.type(" ".join(command) + pipe + "\n")
@@ -73,6 +76,36 @@ def test_two_people_talk(chat: Chat, name: Callable[[str], str]) -> None:
         terminal.type("/quit\r")
         assert terminal.ended() == 0
         assert terminal.sane()
+
+
+@pytest.mark.parametrize("no_cpr", ["0", "1"], ids=["asks where the cursor is", "does not ask"])
+async def test_a_message_is_acknowledged_once_it_is_on_the_terminal(chat: Chat, no_cpr: str) -> None:
+    """Also on a terminal that does not answer where the cursor is."""
+    async with FakeServer() as server:
+        token = jwt.encode({"sub": "alice"}, "k" * 32)
+        server.good_tokens = {token}
+        for n in range(1, 4):
+            server.store("@bob", f"missed {n}")
+        terminal = chat("alice", "--token", token, url=server.url, PROMPT_TOOLKIT_NO_CPR=no_cpr)
+        await acknowledged_and_shown(server, terminal, ["missed 1", "missed 2", "missed 3"])
+        for n in range(1, 4):
+            await server.say("@bob", f"news {n}")
+        await acknowledged_and_shown(server, terminal, ["news 1", "news 2", "news 3"])
+
+
+async def acknowledged_and_shown(server: FakeServer, terminal: Terminal, contents: list[str]) -> None:
+    """Until the conversation's last message, the last of `contents`, is acknowledged."""
+    first = len(server.log["@bob"]) - len(contents)
+
+    def acknowledged() -> int:
+        return max((data["acks"]["@bob"] for data in server.of("ack")), default=0)
+
+    seen = first
+    while seen < first + len(contents):
+        await server.until(lambda: acknowledged() > seen)  # noqa: B023
+        seen = acknowledged()
+        shown = terminal.so_far()
+        assert [each for each in contents[: seen - first] if shown.count(f"bob: {each}") != 1] == []
 
 
 @pytest.mark.parametrize(
@@ -167,6 +200,19 @@ def test_a_script_at_a_terminal_leaves_after_its_count(chat: Chat, name: Callabl
     terminal.until(f"@{user} {user}: back")
     assert terminal.ended() == 0
     assert terminal.sane()
+
+
+def test_a_script_beside_a_terminal_is_a_device_of_its_own(chat: Chat, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    alone = chat(user, "--to", f"@{user}")
+    settled(alone, user)
+    for line in ("the backup is done", "again"):
+        script = chat(user, "--to", f"@{user}", shell=True, pipe=f" <<< '{line}'; echo left $?")
+        script.until("left 0")
+        alone.until(f"{user}: {line}")
+    alone.type("thanks\r")
+    alone.until("✓")
+    assert alone.leave() == 0
 
 
 def test_a_replaced_device_says_what_may_not_have_arrived(

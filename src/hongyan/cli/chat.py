@@ -61,7 +61,8 @@ def _url(*schemes: str) -> Callable[[click.Context, click.Parameter, str], str]:
     callback=_url("http", "https"),
     help="For a password login.",
 )
-@click.option("--device", default=None, help="Device id [default: a name kept for this user and server].")
+@click.option("--device", default=None, help="Device id. A second login with it ends the first. [default: a name "
+              "kept for this user and server, another one in scripts]")  # fmt: skip
 @click.option(
     "--data-dir",
     metavar="DIR",
@@ -114,7 +115,7 @@ def chat(
         with wrong_settings_named("chat"):
             login = Login(user, token, data_dir, config, http_url)
             provider = login.provider()
-        device = device or _default_device(user, login.data_dir, url)
+        device = device or _default_device(user, login.data_dir, url, interactive=interactive)
         if interactive:
             from hongyan.cli.chat_prompt import Prompt
 
@@ -130,14 +131,15 @@ def chat(
     sys.exit(code)
 
 
-def _default_device(user: str, data_dir: Path, url: str) -> str:
-    """The same at every start, so that what was missed arrives: by user and server on this machine."""
+def _default_device(user: str, data_dir: Path, url: str, *, interactive: bool) -> str:
+    """The same at every start, so that what was missed arrives: by user and server on this machine. A script
+    has one of its own: a login with the terminal's would end the chat that is open there."""
     try:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         machine = _machine(state / "hongyan" / "device")
     except (OSError, RuntimeError):  # a read-only home, or none: the directory and address alone must do
         machine = ""
-    place = f"{machine}|{data_dir.resolve()}|{url}|{user}"
+    place = f"{machine}|{data_dir.resolve()}|{url}|{user}" + ("" if interactive else "|script")
     return "cli-" + hashlib.sha256(place.encode()).hexdigest()[:16]
 
 

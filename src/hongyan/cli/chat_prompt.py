@@ -39,6 +39,9 @@ class Prompt:
         self._client = Client(url, token, device, platform="cli", in_order=True, connect_timeout=None)
         self._url = url
         self._to = to
+        # Where the cursor is, the editor need not know; a terminal that does not answer would hold it up.
+        os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
+        self._editor: PromptSession[str] = PromptSession(key_bindings=_keys(), enable_suspend=True)
         self._colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._sending: set[asyncio.Task[None]] = set()
         self._met: dict[str, None] = {}
@@ -50,7 +53,7 @@ class Prompt:
     async def run(self) -> int:
         """Raises Closed when the server ends the session for good. Leaves the terminal as it was."""
         loop = asyncio.get_running_loop()
-        with patch_stdout(raw=True):
+        with patch_stdout(raw=True):  # for what is not ours: a warning, a library's line
             loop.set_exception_handler(self._fault)
             typing = asyncio.create_task(self._type())
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -93,11 +96,10 @@ class Prompt:
         return f"{self._to or '(nobody: /to @bob)'}> "
 
     async def _type(self) -> None:
-        session: PromptSession[str] = PromptSession(key_bindings=_keys(), enable_suspend=True)
         self._say("/help shows what you can type", DIM)
         while True:
             try:
-                typed = await session.prompt_async(
+                typed = await self._editor.prompt_async(
                     self._prompt, set_exception_handler=False, handle_sigint=False
                 )
             except (EOFError, KeyboardInterrupt):
@@ -245,7 +247,14 @@ class Prompt:
         self._say(f"{self._paint(at, DIM)} {self._paint(message.sender + place, BOLD)}: {text}", colour)
 
     def _say(self, text: str, colour: str = "") -> None:
-        print(self._paint(text, colour), flush=True)
+        """Above the line that is typed in; written when it returns. `print` would only queue it, and a
+        message would count as shown before it is."""
+        editor, output = self._editor.app, self._editor.output
+        if editor.is_running:
+            editor.renderer.erase()
+        output.write_raw(self._paint(text, colour) + "\n")
+        output.flush()
+        editor.invalidate()
 
     def _paint(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if colour and self._colours else text

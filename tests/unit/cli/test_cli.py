@@ -160,7 +160,7 @@ def test_chat_keeps_its_device_whatever_the_state_directory_is_like(monkeypatch,
 
     def device(state: Path, user: str = "alice") -> str:
         monkeypatch.setenv("XDG_STATE_HOME", str(state))
-        return _default_device(user, Path("d"), "ws://h/ws")
+        return _default_device(user, Path("d"), "ws://h/ws", interactive=True)
 
     first = device(tmp_path / "a")
     assert device(tmp_path / "a") == first
