@@ -49,10 +49,10 @@ class Rig:
         self.settings = Settings(http_port=0, **settings)
         self.accounts = FakeAccounts()
         self.counters = Counters()
-        self.ready = True
+        self.ready = self.writable = True
         self.http = HttpServer(
             self.settings, self.accounts, TokenSigner(self.settings, SECRET), self.counters,
-            lambda: self.ready, lambda: exposition(self.counters),
+            lambda: self.ready, lambda: self.writable, lambda: exposition(self.counters),
             passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)), **options,
         )  # fmt: skip
 
@@ -243,7 +243,9 @@ async def test_paths_and_methods(rig):
 async def test_health_readiness_metrics(rig):
     assert (await rig.client.get("/healthz")).status_code == 200
     assert (await rig.client.get("/readyz")).status_code == 200
-    rig.ready = False
+    rig.writable = False
+    assert (await rig.client.get("/readyz")).status_code == 503
+    rig.ready, rig.writable = False, True
     assert (await rig.client.get("/readyz")).status_code == 503
     assert (await rig.client.get("/healthz")).status_code == 200
     metrics = await rig.client.get("/metrics")
@@ -347,7 +349,7 @@ async def test_a_head_has_a_largest_size(rig):
 async def test_a_taken_port_is_an_error_that_names_it(rig):
     other = HttpServer(
         Settings(http_port=rig.http.port), rig.accounts, TokenSigner(rig.settings, SECRET), Counters(),
-        lambda: True, lambda: b"",
+        lambda: True, lambda: True, lambda: b"",
     )  # fmt: skip
     with pytest.raises(OSError, match=rf"127\.0\.0\.1:{rig.http.port}: Address already in use"):
         await other.start()

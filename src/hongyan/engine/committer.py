@@ -92,6 +92,7 @@ class Committer:
         self._max_pending_bytes = max_pending_bytes
         self._fatal = fatal
         self.last_log_ms = 0  # the journal's newest; set after recovery
+        self.refusing = False  # the journal refused the newest batch: a full disk, a lock
         self.gateway: GatewayApi | None = None
         self._open = _Batch()  # collects
         self._full: deque[_Batch] = deque()  # are complete, and wait for their turn
@@ -202,11 +203,13 @@ class Committer:
             entry = await self._journal.append(batch.records, log_ms)
         except Unavailable:
             counters.journal_failures += 1
+            self.refusing = True
             self._flying = None
             self._pending_bytes -= batch.weight
             self._refuse(batch)
             return
         self.last_log_ms = log_ms
+        self.refusing = False
         counters.journal_append_seconds.observe(time.perf_counter() - began)
         counters.batches += 1
         counters.batch_records += len(batch.records)

@@ -151,6 +151,11 @@ class Engine:
         """Cursors that the journal has and the rows have not."""
         return self._cursors.size
 
+    @property
+    def writable(self) -> bool:
+        """The journal takes what it is given, as far as is known."""
+        return not self._committer.refusing
+
     async def close(self) -> None:
         """Write cursors, commit what was admitted, stop. The journal and store stay open."""
         for task in self._tasks:
@@ -206,7 +211,7 @@ class Engine:
         After a crash the store stands at `offset` or later, and the window is rebuilt as it was there. So
         what it needs is asked before the store is synced: meanwhile it moves on, and needs less.
         """
-        if self._window_is_stale:
+        if self._window_is_stale or not self.writable:  # (also to learn that it takes writes again)
             try:
                 await self._committer.submit(self._window_record())
             except Refused:  # a full disk: trim by the records there are

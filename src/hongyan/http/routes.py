@@ -102,10 +102,11 @@ class AccountRoutes:
 
 
 def application(
-    accounts: AccountRoutes | None, ready: Callable[[], bool], metrics_text: Callable[[], bytes]
-) -> Starlette:
+    accounts: AccountRoutes | None, ready: Callable[[], bool], writable: Callable[[], bool],
+    metrics_text: Callable[[], bytes],
+) -> Starlette:  # fmt: skip
     """The ASGI application. `accounts` None: register and login are not there (404); they are refused while
-    not `ready`."""
+    not `ready`. Traffic can be taken when `ready` and `writable`."""
 
     def when_ready(endpoint: Endpoint) -> Endpoint:
         async def answer(request: Request) -> Response:
@@ -119,7 +120,11 @@ def application(
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
-        return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)
+        if not ready():
+            return PlainTextResponse("not ready\n", 503)
+        return (
+            PlainTextResponse("ready\n") if writable() else PlainTextResponse("storage refuses writes\n", 503)
+        )
 
     async def metrics(request: Request) -> Response:
         return Response(metrics_text(), headers={"Content-Type": CONTENT_TYPE})

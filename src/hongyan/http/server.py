@@ -68,11 +68,12 @@ class _Protocol(H11Protocol):
 
 
 class HttpServer:
-    """`ready` answers /readyz and opens the accounts, `metrics_text` answers /metrics. `port` is the real one once started."""
+    """`ready` opens the accounts and, with `writable`, answers /readyz; `metrics_text` answers /metrics.
+    `port` is the real one once started."""
 
     def __init__(
         self, settings: Settings, accounts: Accounts, signer: TokenSigner, counters: Counters,
-        ready: Callable[[], bool], metrics_text: Callable[[], bytes], *,
+        ready: Callable[[], bool], writable: Callable[[], bool], metrics_text: Callable[[], bytes], *,
         passwords: Passwords | None = None, body_timeout_s: float = BODY_TIMEOUT_S, patience_s: float = 30.0,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:  # fmt: skip
@@ -82,7 +83,7 @@ class HttpServer:
         routes = None
         if settings.registration_on:
             routes = AccountRoutes(settings, accounts, signer, counters, self._passwords, body_timeout_s)
-        self._app = application(routes, ready, metrics_text)
+        self._app = application(routes, ready, writable, metrics_text)
         self._counters = counters
         self._patience_s = patience_s
         self._max_connections = max_connections
