@@ -9,6 +9,7 @@ import structlog
 
 from hongyan.errors import WireError
 from hongyan.gateway import frames
+from hongyan.gateway.frames import HEADS, READY
 from hongyan.ids import Snowflake
 from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
@@ -73,12 +74,13 @@ class Fanout:
 
     def tell(self, told: Iterable[Told]) -> None:
         stored, other = self._stored, self._other
-        answered = 0
+        answered = accepted = 0
         for session, record, outcome in told:
             if session:
                 answered += 1
             try:
                 if type(outcome) is Message:
+                    accepted += 1
                     stored(session, outcome)
                 else:
                     other(session, record, outcome)
@@ -88,6 +90,7 @@ class Fanout:
             # Between outcomes: writing may close a connection, which changes topics.
             if self._gathered > EARLY_BYTES:
                 self._flush()
+        self.counters.messages_accepted += accepted
         self.in_flight -= answered
         self._flush()
         self.answered()
@@ -158,12 +161,19 @@ class Fanout:
         else:
             address = key
         counters = self.counters
-        counters.messages_accepted += 1
         origin = self.sessions.get(session)
         if origin is not None:
             codec = origin.codec
             payload = codec.ack(message.key, address, message.seq, False, message.at, message.id)
-            self._push(origin, frames.message(codec.binary, payload))
+            size, outbox = len(payload), origin.outbox
+            if not outbox.frames or outbox.held:
+                self._touched.append(origin)
+            # Head and payload one after the other: they are joined when they are written, and not before.
+            outbox.frames += (
+                HEADS[codec.binary][size] if size < READY else frames.head(codec.binary, size),
+                payload,
+            )
+            self._gathered += size
             counters.acks_sent += 1
         to, own = topics.get(address), topics.get(own_address)
         if own is not None and len(own) == 1 and origin in own:
@@ -201,20 +211,23 @@ class Fanout:
         self, to: Set[Connection], address: str, message: Message, origin: Connection | None, own: bool
     ) -> None:
         """Push to all but the origin, encoded once a codec. `own`: they are the sender's."""
-        made: dict[Codec, bytes] = {}
+        made: dict[Codec, tuple[bytes, bytes]] = {}
         pushes, touched = 0, self._touched
         for connection in to:
             if connection is origin:
                 continue
             codec = connection.codec
-            frame = made.get(codec)
-            if frame is None:
-                frame = made[codec] = frames.message(codec.binary, codec.message(address, message, own))
-                self._gathered += len(frame)
+            pieces = made.get(codec)
+            if pieces is None:
+                payload = codec.message(address, message, own)
+                size = len(payload)
+                self._gathered += size
+                head = HEADS[codec.binary][size] if size < READY else frames.head(codec.binary, size)
+                pieces = made[codec] = (head, payload)
             outbox = connection.outbox
             if not outbox.frames or outbox.held:
                 touched.append(connection)
-            outbox.frames.append(frame)
+            outbox.frames += pieces
             pushes += 1
         self.counters.pushes += pushes
 

@@ -47,9 +47,9 @@ def _head(opcode: int, size: int) -> bytes:
     return pack("!BBQ", 0x80 | opcode, 127, size)
 
 
-_READY = 1024  # payloads below this have their head made in advance: a third of the time
-_text_heads = [_head(TEXT, size) for size in range(_READY)]
-_binary_heads = [_head(BINARY, size) for size in range(_READY)]
+# Heads by kind (`Codec.binary`) and size of the payload: made in advance, a third of the time.
+READY = 1024
+HEADS = tuple([_head(opcode, size) for size in range(READY)] for opcode in (TEXT, BINARY))
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
@@ -57,12 +57,14 @@ def encode(opcode: int, payload: bytes) -> bytes:
     return _head(opcode, len(payload)) + payload
 
 
+def head(binary: bool, size: int) -> bytes:
+    """What stands before the payload in the frame of a text or binary message."""
+    return HEADS[binary][size] if size < READY else _head(BINARY if binary else TEXT, size)
+
+
 def message(binary: bool, payload: bytes) -> bytes:
     """The frame of a text or binary message."""
-    size = len(payload)
-    if size < _READY:
-        return (_binary_heads if binary else _text_heads)[size] + payload
-    return _head(BINARY if binary else TEXT, size) + payload
+    return head(binary, len(payload)) + payload
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:

@@ -8,7 +8,7 @@ MAX_FRAME_BYTES = 512 * 1024  # no frame of the server is larger (protocol.md, "
 
 
 class Outbox:
-    """Frames are gathered in `frames` and written joined, once a batch (`flush`).
+    """Frames, or pieces of them, are gathered in `frames` and written joined, once a batch (`flush`).
 
     `limit` bounds what the peer has not taken yet: gathered here, in the transport and in libuv.
     """
