@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def toml(settings: dict[str, Any]) -> str:
         return str(item) if isinstance(item, int | float) else f'"{item}"'
 
     return "".join(f"{name} = {value(item)}\n" for name, item in settings.items())
+
+
+def ask(url: str, body: bytes | None = None) -> tuple[int, Message, bytes]:
+    """Status, headers and body of one HTTP answer, whatever its status. Raises OSError where there is none."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=10) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.headers, refused.read()
 
 
 class ServerProcess:
@@ -99,11 +110,7 @@ class ServerProcess:
 
     def ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.http}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except urllib.error.HTTPError as refused:
-            refused.close()
-            return False
+            return ask(f"{self.http}/readyz")[0] == 200
         except OSError:
             return False
 

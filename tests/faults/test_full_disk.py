@@ -5,24 +5,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from outsider import Outsider
+from server_process import ask
 
 pytestmark = pytest.mark.slow
-
-
-def status(url: str) -> int:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 @pytest.fixture
@@ -59,10 +50,10 @@ async def test_a_full_disk_is_unavailable_then_service_resumes(server_factory, s
         assert refusal["code"] in ("unavailable", "busy")
         assert refusal["retry"] == "backoff"
         if refusal["code"] == "unavailable":
-            assert status(f"{server.http}/readyz") == 503
+            assert ask(f"{server.http}/readyz")[0] == 503
         ballast.unlink()
         until = time.monotonic() + 30
-        while status(f"{server.http}/readyz") != 200:  # by itself: nobody sends to a server that is not ready
+        while ask(f"{server.http}/readyz")[0] != 200:  # by itself: nobody sends to a server that is not ready
             assert time.monotonic() < until
             await asyncio.sleep(0.1)
         deadline = time.monotonic() + 30

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import urllib.error
-import urllib.request
 from email.message import Message
 
 import pytest
 
-from server_process import SOURCES, ServerProcess
+from server_process import SOURCES, ServerProcess, ask
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +23,6 @@ async def slow(*arguments):
     return await recover(*arguments)
 engine.recover = slow
 """
-
-
-def ask(url: str, body: bytes | None = None) -> tuple[int, Message, bytes]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=10) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as refused:
-        with refused:
-            return refused.code, refused.headers, refused.read()
 
 
 def until_listening(server: ServerProcess) -> tuple[int, Message, bytes]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import urllib.request
 
 import pytest
 
 from hongyan.accept import listen
 from outsider import Outsider
-from server_process import ServerProcess
+from server_process import ServerProcess, ask
 
 
 def has_ipv6() -> bool:
@@ -22,11 +21,6 @@ def has_ipv6() -> bool:
     return True
 
 
-def status(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return int(answer.status)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
 async def test_two_colons_are_every_interface_of_both_families(server_factory):
@@ -35,7 +29,7 @@ async def test_two_colons_are_every_interface_of_both_families(server_factory):
         client = await Outsider.connect(f"ws://{host}:{server.port}/ws")
         await client.login(server.token("a"))
         await client.close()
-        assert await asyncio.to_thread(status, f"http://{host}:{server.http_port}/healthz") == 200
+        assert (await asyncio.to_thread(ask, f"http://{host}:{server.http_port}/healthz"))[0] == 200
     assert f"ws://[::]:{server.port}/ws" in server.log
 
 
