@@ -22,7 +22,7 @@ from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
-from hongyan.protocol.records import Cursors, Record
+from hongyan.protocol.records import Acked, Cursors, Record
 from hongyan.protocol.state import Membership, Message
 from memory_store import MemoryStore
 
@@ -659,6 +659,52 @@ async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(
     monkeypatch.setattr(world.store, "sync", sync)
     await world.engine._checkpoint()
     assert world.journal.first <= held, "a replay from there has to know the old message"
+
+
+async def test_the_journal_keeps_what_was_acknowledged_until_rows_have_it() -> None:
+    """Also with a window that needs nothing; and a start takes it in again."""
+    world = World(dedup_window_ms=0)
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    for session, user in ((1, "alice"), (2, "bob")):
+        await world.engine.login(session, user, "d", "")
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    await (
+        world.engine._checkpoint()
+    )  # with the record of the window's figures that a trimmed journal begins with
+    world.engine.ack(1, "@bob", 1)
+    await world.engine._cursors.note()
+    noted = world.journal.last
+    for _ in range(3):
+        world.clock.ms += 1000
+        await world.engine._checkpoint()
+    assert 1 < world.journal.first <= noted
+    await world.engine.close()
+    world.engine = world.new_engine()
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(3, "alice", "d", "")
+    assert await synced(world, 3) == []
+    await write_rows(world)
+    for _ in range(3):
+        world.clock.ms += 1000
+        await world.engine._checkpoint()
+    assert world.journal.first > noted
+    await world.engine.close()
+    assert world.failures == []
+
+
+async def test_acknowledgements_are_noted_while_others_are_told_busy(world: World) -> None:
+    world.send(2, "@alice", "k")
+    await world.gateway.outcomes(1)
+    world.store.full = True
+    world.engine.ack(1, "@bob", 1)
+    with pytest.raises(Refused, match="behind"):
+        world.send(2, "@alice", "l")
+    await world.engine._cursors.note()
+    assert any(isinstance(record, Acked) for record in world.journal.entries[-1].records)
+    world.store.full = False
 
 
 async def test_a_refused_sync_trims_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
