@@ -108,8 +108,8 @@ async def _serve(settings: Settings, room: Share) -> int:
         )
         ready = False  # health and metrics answer from here on, also while a long journal is replayed
         http = HttpServer(
-            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(), lambda: engine.writable,
-            _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
+            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
+            lambda: engine.writable, _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
         )  # fmt: skip
         await http.start()
         stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))

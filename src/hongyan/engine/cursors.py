@@ -71,10 +71,9 @@ class CursorQueue:
         self.size = 0  # entries that are held
         self._seen: dict[Owner, int] = {}
         self._wanted: set[Owner] = set()  # somebody waits for their rows
-        self._note_lock = asyncio.Lock()  # there is one `_noting`
-        self._move_lock = (
-            asyncio.Lock()
-        )  # and one `_moving`; nobody waits for the one while holding the other
+        # There is one `_noting` and one `_moving`. Nobody waits for one lock while holding the other.
+        self._note_lock = asyncio.Lock()
+        self._move_lock = asyncio.Lock()
 
     def of(self, owner: Owner) -> Acks:
         """What the device has gathered."""
@@ -115,7 +114,11 @@ class CursorQueue:
         something of theirs, and theirs in any case. Raises Refused: it stays for the next time."""
         async with self._note_lock:
             theirs = [owner for owner in owners if owner in self._seen]
-            if owners and not theirs and not any(owner in self.gathered for owner in owners):
+            if (
+                not theirs and self.gathered.keys().isdisjoint(owners)
+                if owners
+                else not (self.gathered or self._seen)
+            ):
                 return
             seen = self._take_seen(theirs)
             seen += self._take_seen(list(islice(self._seen, None if all_seen else MAX_ENTRIES)))
@@ -137,11 +140,11 @@ class CursorQueue:
                     _raise(self.of(owner), acks)
                 raise
             noting, self._noting = self._noting, {}
-            offsets = [outcome.offset for outcome in outcomes if isinstance(outcome, Noted)]
+            offset = min([outcome.offset for outcome in outcomes if isinstance(outcome, Noted)], default=0)
             since = self._monotonic_ms()
             for owner, acks in noting.items():
                 if acks:  # (an acknowledgement of nothing new leaves a place for one)
-                    self._hold(owner, acks, min(offsets), since)
+                    self._hold(owner, acks, offset, since)
 
     def restore(self, record: Acked | Cursors, offset: int) -> None:
         """Take in again what stands in the journal at `offset` (start-up; in the journal's order)."""
@@ -178,8 +181,7 @@ class CursorQueue:
         """One commit's share. Raises Refused. False: nothing is due."""
         async with self._move_lock:
             due, room = self._monotonic_ms() - self._hold_ms, max(A_COMMIT, self.size // 50)
-            for owner in list(self._held):
-                held = self._held[owner]
+            for owner, held in list(islice(self._held.items(), room)):  # each has an entry at least
                 if held.since > due or room <= 0:
                     break
                 room -= self._take(owner, held, room)

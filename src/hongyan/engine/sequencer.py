@@ -46,12 +46,13 @@ class Overlay:
         self.changes = Changes()
         self._by_key: dict[Key, Message] = {}  # the batch's messages, as far as anybody has asked
 
-    def find(self, key: Key) -> Sent | Message | None:
+    def find(self, key: Key) -> Sent | None:
         """Where the message of this key went, in this batch or ever."""
         messages, known = self.changes.messages, self._by_key
         for message in messages[len(known) :]:  # no key twice: the second would have been a duplicate
             known[message.sender, message.conversation, message.key] = message
-        return known.get(key) or self.view.find(*key)
+        found = known.get(key)
+        return found.sent() if found is not None else self.view.find(*key)
 
     def conversation(self, key: str) -> Conversation | None:
         return self.changes.conversations.get(key) or self.view.conversation(key)
@@ -141,8 +142,8 @@ class Sequencer:
         window.close_batch(marks, log_ms, first)
         return outcomes
 
-    def _duplicate(self, key: Key, anywhere: bool) -> Sent | Message | None:
-        """The message of this key that was stored already: in the window, or ever."""
+    def _duplicate(self, key: Key, anywhere: bool) -> Sent | None:
+        """Where the message of this key went that was stored already: in the window, or ever."""
         sent = self._state.find(key)
         return sent if sent is not None and (anywhere or self._window.names(key, sent.id)) else None
 

@@ -42,7 +42,8 @@ class Outbox:
         return self.flush()
 
     def write_control(self, frame: bytes) -> bool:
-        """A pong overtakes what is held back. False: the peer is too slow."""
+        """One frame that does not wait for what is held back (a pong, an answer that is due). False: the peer is
+        too slow."""
         if self.backlog + len(frame) > self._limit:
             return False
         self._free -= len(frame)

@@ -14,7 +14,7 @@ class Duplicate(msgspec.Struct, frozen=True, gc=False):
     """A message that is already there: acknowledge it again, deliver nothing."""
 
     conversation: str
-    sent: Sent | Message
+    sent: Sent
 
 
 class Rejected(msgspec.Struct, frozen=True):

@@ -10,6 +10,14 @@ from collections.abc import Set
 import msgspec
 
 
+class Sent(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where the message of a (sender, conversation, key) went: what a duplicate is acknowledged with."""
+
+    seq: int
+    id: int
+    at: int
+
+
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A stored message. `id` Snowflake, `at` its server time in ms, `content` JSON bytes,
     `key` the sender's `message_id`. (conversation, seq) is its place."""
@@ -23,13 +31,8 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     content_type: str
     content: bytes
 
-
-class Sent(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where the message of a (sender, conversation, key) went: what a duplicate is acknowledged with."""
-
-    seq: int
-    id: int
-    at: int
+    def sent(self) -> Sent:
+        return Sent(self.seq, self.id, self.at)
 
 
 class Conversation(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -104,8 +107,8 @@ class User(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Changes:
     """What one journal batch changes, as absolute rows; None deletes. Applied as one unit.
 
-    messages: new messages in fold order; conversations: by key; users: by id; memberships: by (user id, conversation key);
-    members: by (group address, position) -> user id.
+    messages: new messages in fold order; conversations: by key; users: by id;
+    memberships: by (user id, conversation key); members: by (group address, position) -> user id.
     """
 
     __slots__ = ("conversations", "members", "memberships", "messages", "users")

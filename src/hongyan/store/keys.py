@@ -31,6 +31,7 @@ def members(group: str) -> bytes:
 
 
 def run(conversation: str, first: int) -> bytes:
+    """Of the run that begins with `first`. (`messages` and `number` at once: it is made for every message.)"""
     return f"m{conversation}\0".encode() + _number(first)
 
 

@@ -91,18 +91,17 @@ class RocksReads:
             raw = self._get(keys.conversation(key))
             return decode_conversation(raw) if raw is not None else None
         # The first message is asked for first: mostly the chat is new, and it is not there.
-        prefix = keys.messages(key)
-        run = self._get(prefix + keys.number(1))
+        run = self._get(keys.run(key, 1))
         if run is None:
             return None
         raw = self._get(keys.conversation(key))
         if raw is not None:
             row = decode_conversation(raw)
-            run = self._get(prefix + keys.number(row.last_seq + 1))
+            run = self._get(keys.run(key, row.last_seq + 1))
         while run is not None:  # what came since the row was written; each begins where the one before ends
             newest = decode_run(run)[-1]
             row = Conversation(newest.seq, newest.at)
-            run = self._get(prefix + keys.number(newest.seq + 1))
+            run = self._get(keys.run(key, newest.seq + 1))
         return row
 
     def user(self, user: str) -> User | None:
@@ -139,15 +138,14 @@ class RocksReads:
             return decode_sent(raw)
         for message in self._first(conversation):
             if message.sender == sender and message.key == key:
-                found = Sent(message.seq, message.id, message.at)
+                found = message.sent()
         return found
 
     def _first(self, conversation: str) -> list[Message]:
         """The first messages on disk: at most FIRST. They are in as many runs or fewer, each of which begins
         where the one before ends; so no iterator is needed."""
         found: list[Message] = []
-        prefix = keys.messages(conversation)
-        while len(found) < FIRST and (raw := self._get(prefix + keys.number(len(found) + 1))) is not None:
+        while len(found) < FIRST and (raw := self._get(keys.run(conversation, len(found) + 1))) is not None:
             found += decode_run(raw)
         return found[:FIRST]
 

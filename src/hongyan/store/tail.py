@@ -142,7 +142,7 @@ class Tail:
         for unit in reversed(self.units):
             message = unit.find(key)
             if message is not None:
-                return Sent(message.seq, message.id, message.at)
+                return message.sent()
         return None
 
     def memberships(self, user: str) -> dict[str, Membership | None]:
