@@ -17,6 +17,7 @@ class MemoryStore:
         self.places: dict[tuple[str, int], str] = {}
         self.log: dict[str, list[Message]] = {}
         self.sent: dict[tuple[str, str, str], Sent] = {}
+        self.without: dict[int, list[int]] = {}
 
     def apply(self, offset: int, changes: Changes) -> None:
         assert offset > self.offset
@@ -34,6 +35,8 @@ class MemoryStore:
                 self.rows.pop(at, None)
             else:
                 self.rows[at] = row
+        if changes.unstored:
+            self.without[offset] = list(changes.unstored)
         for place, user in changes.members.items():
             if user is None:
                 self.places.pop(place, None)
@@ -51,6 +54,12 @@ class MemoryStore:
 
     def find(self, sender: str, conversation: str, key: str) -> Sent | None:
         return self.sent.get((sender, conversation, key))
+
+    def unstored(self, offset: int) -> list[int]:
+        return self.without.get(offset, [])
+
+    def forget(self, upto: int) -> None:
+        self.without = {offset: ids for offset, ids in self.without.items() if offset > upto}
 
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         found = sorted((place, user) for (name, place), user in self.places.items() if name == group)
@@ -76,5 +85,5 @@ class MemoryStore:
         """Everything it holds, comparable."""
         return (
             self.offset, dict(self.conversations), dict(self.users), dict(self.rows), dict(self.places),
-            {key: list(kept) for key, kept in self.log.items()}, dict(self.sent),
+            {key: list(kept) for key, kept in self.log.items()}, dict(self.sent), dict(self.without),
         )  # fmt: skip

@@ -47,6 +47,7 @@ def everything(
 ) -> dict[str, Any]:
     """All that a store says about these names, comparable."""
     said: dict[str, Any] = {"offset": store.offset}
+    said["unstored"] = [store.unstored(offset) for offset in range(store.offset + 1)]
     for user in users:
         said[f"user {user}"] = store.user(user)
         said[f"memberships {user}"] = page_through(

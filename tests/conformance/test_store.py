@@ -163,19 +163,23 @@ async def test_a_deleted_row_is_gone_and_may_come_again(
     assert store.members("#g1", after=2) == [(5, "u5"), (6, "u3")]
 
 
-@pytest.mark.parametrize("written", [1, 2, 3, 7, 12], ids=lambda count: f"in runs of {count}")
+@pytest.mark.parametrize("written", [1, 2, 7, 60, 130], ids=lambda count: f"in runs of {count}")
 async def test_find_sees_the_first_messages_of_a_conversation_and_the_later_ones(
     reopen: Opener, written: int
 ) -> None:
     """However they were written down: the first ones may be indexed in another way."""
     store = await reopen()
-    keys = ["a", "b", "a", "c", "d", "b", "e", "e", "f", "a", "g", "h"]  # seqs 1 to 12; some used again
-    senders = ["x", "y", "x", "x", "x", "y", "x", "y", "x", "y", "x", "x"]
-    rows = [message("#t", seq, keys[seq - 1], senders[seq - 1]) for seq in range(1, 13)]
-    for first in range(0, 12, written):
+    # Keys and senders repeat: most pairs are used twice, some of them early and late.
+    rows = [message("#t", seq, f"k{seq % 50}", "xyy"[seq % 3]) for seq in range(1, 131)]
+    for first in range(0, 130, written):
         batch = rows[first : first + written]
         store.apply(batch[-1].seq, changes(*batch))
+        assert store.find("x", "#t", batch[-1].key + "?") is None
+        assert store.find(batch[0].sender, "#t", batch[0].key) is not None
         await store.sync()
+        found = store.find(batch[-1].sender, "#t", batch[-1].key)  # and what is known by now grows
+        assert found is not None
+        assert found.seq == batch[-1].seq
     newest = {(row.sender, row.key): row for row in rows}
     for again in range(2):
         store = await reopen() if again else store
@@ -183,9 +187,9 @@ async def test_find_sees_the_first_messages_of_a_conversation_and_the_later_ones
             found = store.find(sender, "#t", key)
             assert found is not None
             assert (found.seq, found.id, found.at) == (row.seq, row.id, row.at)
-        for absent in ("x", "b"), ("y", "c"), ("z", "a"), ("x", "i"):
+        for absent in ("z", "k1"), ("x", "k50"), ("y", "k"):
             assert store.find(absent[0], "#t", absent[1]) is None
-        assert store.find("x", "#u", "a") is None
+        assert store.find("x", "#u", "k1") is None
 
 
 @everywhere
@@ -307,6 +311,28 @@ async def test_a_read_of_messages_is_bounded_in_bytes_but_never_empty(
             got += len(found)
             low, high = (low, high - len(found)) if newest else (low + len(found), high)
         assert got == len(rows)
+
+
+@everywhere
+async def test_what_made_no_message_is_known_until_it_is_forgotten(
+    reopen: Opener, settle: Any, where: str
+) -> None:
+    store = await reopen()
+    assert store.unstored(3) == []
+    many = [2**62 + number for number in range(3000)]
+    for offset, ids in ((3, [7, 9]), (4, []), (300, many), (70_000, [11])):
+        made = changes(users={"a": User(offset)})
+        made.unstored += ids
+        store.apply(offset, made)
+    store = await settle(store, where)
+    assert [store.unstored(offset) for offset in (2, 3, 4, 300, 70_000)] == [[], [7, 9], [], many, [11]]
+    assert await store.sync() == 70_000
+    store.forget(300)
+    store = await reopen()
+    assert [store.unstored(offset) for offset in (3, 300, 70_000)] == [[], [], [11]]
+    store.forget(70_000)
+    store.forget(80_000)
+    assert store.unstored(70_000) == []
 
 
 async def test_an_empty_batch_moves_the_offset(reopen: Opener) -> None:

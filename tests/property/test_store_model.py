@@ -36,6 +36,7 @@ change = st.one_of(
     st.tuples(st.just("conversation"), names, st.integers(0, 9)),
     st.tuples(st.just("user"), users, st.integers(0, 9)),
     st.tuples(st.just("membership"), users, names, st.one_of(st.none(), st.integers(0, 3))),
+    st.tuples(st.just("unstored"), st.integers(1, 2**63)),
     st.tuples(st.just("member"), names, st.sampled_from([1, 2, 255, 256]), st.one_of(st.none(), users)),
 )
 
@@ -79,6 +80,9 @@ class StoreLife(RuleBasedStateMachine):
                 of = batch.conversations.get(name) or self.model.conversation(name) or Conversation(0, 0)
                 row_ = Conversation(of.last_seq, of.last_at, f"n{number}")
                 made = changes(conversations={name: row_} if name[0] == "#" else {})
+            elif kind == "unstored":
+                batch.unstored += rest
+                continue
             elif kind == "user":
                 made = changes(users={rest[0]: User(rest[1])})
             elif kind == "membership":

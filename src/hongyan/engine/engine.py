@@ -224,6 +224,7 @@ class Engine:
         upto = self._window.trimmable(offset if needed is None else min(offset, needed - 1))
         if upto >= self._journal.first:
             await self._journal.trim(upto)
+            self._store.forget(self._journal.first - 1)
 
     def _needed(self) -> int | None:
         """The oldest offset that the window or the cursors in memory would be rebuilt from."""

@@ -33,6 +33,7 @@ class View(Protocol):
     def user(self, user: str) -> User | None: ...
     def membership(self, user: str, conversation: str) -> Membership | None: ...
     def find(self, sender: str, conversation: str, key: str) -> Sent | None: ...
+    def unstored(self, offset: int) -> list[int]: ...
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]: ...
 
 
@@ -117,6 +118,7 @@ class Sequencer:
                 sent = self._duplicate(key, anywhere)
                 if sent is not None:  # before membership: a stored message is acknowledged also after leaving
                     outcomes.append(Duplicate(name, sent))
+                    changes.unstored.append(record.id)
                     continue
                 if mark in recent:
                     mark = key
@@ -126,6 +128,7 @@ class Sequencer:
                 problem = self._group_send(record, before) if name[:1] == "#" else self._open_direct(record)
                 if problem is not None:
                     outcomes.append(problem)
+                    changes.unstored.append(record.id)
                     continue
             seq = before.last_seq + 1 if before is not None else 1
             if before is None or not before.members:
@@ -159,12 +162,12 @@ class Sequencer:
             return
         self._window.forget(log_ms)
         marks = []
+        unstored = frozenset(self._view.unstored(first + len(batch) - 1))
         for record in batch:
             if type(record) is records.Send:
-                key = (record.sender, record.conversation, record.key)
-                sent = self._view.find(*key)
-                if sent is not None and sent.id == record.id:
-                    marks.append(self._window.add(key, sent.id))
+                if record.id not in unstored:
+                    key = (record.sender, record.conversation, record.key)
+                    marks.append(self._window.add(key, record.id))
             elif type(record) is records.DedupWindow:
                 self._window.resize(record.span_ms, record.limit, first)
         self._window.close_batch(marks, log_ms, first)

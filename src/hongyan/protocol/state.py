@@ -109,9 +109,10 @@ class Changes:
 
     messages: new messages in fold order; conversations: by key; users: by id;
     memberships: by (user id, conversation key); members: by (group address, position) -> user id.
+    unstored: record ids of the batch's sends that made no message (refused, or there already).
     """
 
-    __slots__ = ("conversations", "members", "memberships", "messages", "users")
+    __slots__ = ("conversations", "members", "memberships", "messages", "unstored", "users")
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -119,3 +120,4 @@ class Changes:
         self.users: dict[str, User] = {}
         self.memberships: dict[tuple[str, str], Membership | None] = {}
         self.members: dict[tuple[str, int], str | None] = {}
+        self.unstored: list[int] = []

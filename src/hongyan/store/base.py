@@ -34,6 +34,14 @@ class Store(Protocol):
     def find(self, sender: str, conversation: str, key: str) -> Sent | None:
         """The newest message of this sender with this key in the conversation, however old."""
 
+    def unstored(self, offset: int) -> list[int]:
+        """The record ids of the sends that made no message, of the batch that ends at `offset`: by these a restart
+        tells which of the journal's sends are in the duplicate window. Kept until `forget`."""
+
+    def forget(self, upto: int) -> None:
+        """Drop what `unstored` says of batches up to `upto`, which the journal has no more; perhaps only a part, and
+        the rest another time."""
+
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         """(position, user) of a group's members, ascending from position > `after`."""
 

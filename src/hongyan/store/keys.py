@@ -8,6 +8,7 @@ import struct
 OFFSET = b"x\x00offset"
 IDENTITY = b"x\x00identity"
 VERSION = b"x\x00version"
+UNSTORED = b"s"  # the prefix of these rows
 
 _number = struct.Struct(">Q").pack
 
@@ -42,6 +43,11 @@ def messages(conversation: str) -> bytes:
 
 def sent(sender: str, conversation: str, key: str) -> bytes:
     return f"k{conversation}\0{sender}\0{key}".encode()
+
+
+def unstored(offset: int) -> bytes:
+    """Of the batch that ends at `offset`."""
+    return UNSTORED + _number(offset)
 
 
 def number(value: int) -> bytes:

@@ -21,6 +21,7 @@ from hongyan.store.cache import Cache
 from hongyan.store.rows import (
     FIRST,
     decode_conversation,
+    decode_ids,
     decode_membership,
     decode_run,
     decode_sent,
@@ -31,8 +32,19 @@ from hongyan.store.tail import MISSING, Tail
 log = structlog.get_logger("hongyan.store")
 
 READ_BYTES = 512 * 1024
+CACHED_FIRSTS = 500  # conversations that resends were looked up in: up to 20 KB each, and twice as many
 _DAMAGED = "Corruption:"
 _MAX_SEQ = 2**63
+
+
+class _First:
+    """The first messages of one conversation: how many are known, and where each (sender, key) went last."""
+
+    __slots__ = ("count", "sent")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sent: dict[tuple[str, str], Sent] = {}
 
 
 class RocksReads:
@@ -45,6 +57,7 @@ class RocksReads:
         self._conversations: Cache[str, Conversation] = Cache(cache_conversations)
         self._memberships: Cache[tuple[str, str], Membership] = Cache(2 * cache_conversations)
         self._users: Cache[str, User] = Cache(cache_conversations)
+        self._firsts: Cache[str, _First] = Cache(min(cache_conversations, CACHED_FIRSTS))
 
     def _get(self, key: bytes) -> bytes | None:
         assert self._db is not None
@@ -136,18 +149,27 @@ class RocksReads:
         raw = self._get(keys.sent(sender, conversation, key))
         if raw is not None:
             return decode_sent(raw)
-        for message in self._first(conversation):
-            if message.sender == sender and message.key == key:
-                found = message.sent()
-        return found
+        return self._first(conversation).sent.get((sender, key))
 
-    def _first(self, conversation: str) -> list[Message]:
-        """The first messages on disk: at most FIRST. They are in as many runs or fewer, each of which begins
-        where the one before ends; so no iterator is needed."""
-        found: list[Message] = []
-        while len(found) < FIRST and (raw := self._get(keys.run(conversation, len(found) + 1))) is not None:
-            found += decode_run(raw)
-        return found[:FIRST]
+    def _first(self, conversation: str) -> _First:
+        """Where the first messages on disk went, FIRST at most: those read before, and what has come since. No
+        iterator is needed, because each run begins where the one before ends."""
+        first = self._firsts.get(conversation) or _First()
+        known = first.count
+        while first.count < FIRST and (raw := self._get(keys.run(conversation, first.count + 1))) is not None:
+            run = decode_run(raw)
+            first.sent.update({(message.sender, message.key): message.sent() for message in run})
+            first.count += len(run)
+        if first.count > known:
+            self._firsts.put(conversation, first)
+        return first
+
+    def unstored(self, offset: int) -> list[int]:
+        found = self._tail.unstored(offset)
+        if found is None:
+            raw = self._get(keys.unstored(offset))
+            found = decode_ids(raw) if raw is not None else []
+        return found
 
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         prefix = keys.members(group)

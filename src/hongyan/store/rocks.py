@@ -1,6 +1,6 @@
 """The view on RocksDB, behind a tail in memory.
 
-A write holds the GIL (40 MB froze every thread for 60 ms), so one is about 1 MB and 2,000 rows at most,
+A write holds the GIL (40 MB froze every thread for 60 ms), so one is about 1 MB and 1,000 rows at most,
 with the loop's other work in between; it takes whole batches in offset order together with the offset,
 so what is on disk is always the state at one offset. Nothing is fsynced but in `sync`, in a thread
 (`flush_wal` releases the GIL): what a crash cuts off, the journal replays. After a full disk RocksDB takes
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -25,7 +26,8 @@ from hongyan.store.rows import write_batch
 
 log = structlog.get_logger("hongyan.store")
 
-VERSION = b"5"
+VERSION = b"6"
+FORGET_ROWS = 1_000
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
 # Only the beginning: behind it may stand a path, with any words in it. "Too many open files" is not here: measured,
@@ -177,6 +179,22 @@ class RocksStore(RocksReads):
         self._tail.drop()
         self._weigh()
         return True
+
+    def forget(self, upto: int) -> None:
+        if self._db is None:
+            return
+        batch = WriteBatch(raw_mode=True)
+        for key, _ in islice(self._rows_from(keys.UNSTORED, b""), FORGET_ROWS):
+            if (offset := keys.read_number(key)) > upto:
+                break
+            batch.delete(keys.unstored(offset))
+        if not len(batch):
+            return
+        try:
+            self._db.write(batch, self._write_options)
+        except Exception as error:  # the next time, then
+            if not passing(error):
+                self._fatal(error)
 
     async def sync(self) -> int:
         target = self.offset

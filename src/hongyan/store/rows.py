@@ -15,9 +15,9 @@ from hongyan.store.tail import Unit
 RUN_BYTES = 8 * 1024
 RUN_MESSAGES = 64
 
-# Most conversations are short, and rows beside the message itself are half of what one costs. So the first
-# messages of a conversation are found by looking at them.
-FIRST = 4
+# Most conversations are short, and a row that says where a key went costs as much as the message's own. So the first
+# messages of a conversation have none: they are found by looking at them (`RocksReads.find`).
+FIRST = 64
 # A direct chat's row says no more than its newest message does. It is written when the chat passes a multiple of this:
 # who reads it goes on from there, run by run.
 STRIDE = 4
@@ -27,6 +27,7 @@ decode_run = msgspec.msgpack.Decoder(list[Message]).decode
 decode_conversation = msgspec.msgpack.Decoder(Conversation).decode
 decode_membership = msgspec.msgpack.Decoder(Membership).decode
 decode_user = msgspec.msgpack.Decoder(User).decode
+decode_ids = msgspec.msgpack.Decoder(list[int]).decode
 decode_sent = msgspec.msgpack.Decoder(Sent).decode
 
 
@@ -60,6 +61,8 @@ def write_batch(unit: Unit) -> WriteBatch:
                 batch.delete(prefix + keys.number(position))
             else:
                 put(prefix + keys.number(position), member.encode())
+    for offset, ids in unit.unstored.items():
+        put(keys.unstored(offset), encode(ids))
     put(keys.OFFSET, keys.number(unit.offset))
     return batch
 

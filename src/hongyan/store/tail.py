@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
 
-UNIT_ROWS = 2_000
+UNIT_ROWS = 1_000
 UNIT_BYTES = 1 << 20
 MISSING: Final[Any] = object()
 _ROW_BYTES = 250  # of a row beside a message's content: Struct, strings, places in the dicts
+_ID_BYTES = 40
 
 
 class Unit:
@@ -25,6 +26,7 @@ class Unit:
         "messages",
         "offset",
         "rows",
+        "unstored",
         "users",
     )
 
@@ -37,6 +39,7 @@ class Unit:
         self.users: dict[str, User] = {}
         self.memberships: dict[str, dict[str, Membership | None]] = {}  # user -> conversation -> row
         self.members: dict[str, dict[int, str | None]] = {}  # group -> position -> user
+        self.unstored: dict[int, list[int]] = {}  # batch's offset -> record ids
         # Made where somebody asks, which is for a resend: nearly every unit goes without.
         self._by_key: dict[tuple[str, str, str], Message] | None = None
 
@@ -61,6 +64,8 @@ class Unit:
                 rows_of[key] = row
         for (group, position), member in changes.members.items():
             self.members.setdefault(group, {})[position] = member
+        if changes.unstored:
+            self.unstored[offset] = changes.unstored
         self.rows += rows
         self.bytes += size
 
@@ -87,7 +92,8 @@ def weigh(changes: Changes) -> tuple[int, int]:
     """Rows and bytes to write."""
     rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
     rows += len(changes.memberships) + len(changes.members)
-    return rows, sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
+    size = sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
+    return rows, size + _ID_BYTES * len(changes.unstored)
 
 
 class Tail:
@@ -143,6 +149,13 @@ class Tail:
             message = unit.find(key)
             if message is not None:
                 return message.sent()
+        return None
+
+    def unstored(self, offset: int) -> list[int] | None:
+        """Of the batch that ends at `offset`; None: not in the tail."""
+        for unit in self.units:
+            if offset <= unit.offset and offset in unit.unstored:
+                return unit.unstored[offset]
         return None
 
     def memberships(self, user: str) -> dict[str, Membership | None]:
