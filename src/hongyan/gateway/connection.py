@@ -46,6 +46,8 @@ class Input(Enum):
     REFUSED = auto()
 
 
+_READY = State.READY  # (`State.READY` asks a metaclass, with every message)
+
 # What is not here cannot happen: looking it up is a defect (`_failed`).
 NEXT: dict[tuple[State, Input], State] = {
     (State.CONNECTED, Input.LOGIN): State.LOGGING_IN,
@@ -116,7 +118,7 @@ class Connection(Peer):
         gateway = self.gateway
         gateway.counters.requests += 1
         try:
-            if self.state is not State.READY:
+            if self.state is not _READY:
                 self._before_login(request)
             elif type(request) is SendMessage:  # this and the next come with every message: straight on
                 ref = request.message_id
@@ -214,7 +216,7 @@ class Connection(Peer):
                     log.error("a reply above the frame limit", bytes=len(payload), session=self.session)
                     self.write_error(_INTERNAL, ref)
                 else:
-                    self.push(self.frame_of(payload))
+                    self.push(payload)
         except Refused as refusal:
             self.write_error(refusal.error, ref)
         except Exception:
@@ -232,7 +234,8 @@ class Connection(Peer):
     def _overdue(self) -> None:
         for error, ref in self._deferred.overdue() if self._deferred is not None else ():
             # Past what is held back: a login under way may hold it beyond the ten seconds, and drop it if refused.
-            if not self.closed and not self.outbox.write_control(self.error_frame(error, ref)):
+            frame = frames.messages(self.codec.binary, [self.error(error, ref)])
+            if not self.closed and not self.outbox.write_ahead(frame):
                 self.too_slow()
 
     def _drop_deferred(self) -> None:

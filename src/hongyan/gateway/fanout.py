@@ -9,7 +9,6 @@ import structlog
 
 from hongyan.errors import WireError
 from hongyan.gateway import frames
-from hongyan.gateway.frames import HEADS, READY
 from hongyan.ids import Snowflake
 from hongyan.link.base import PresenceState, Told
 from hongyan.metrics import Counters
@@ -22,7 +21,7 @@ from hongyan.protocol.state import Message
 if TYPE_CHECKING:
     from hongyan.gateway.connection import Connection
 
-# Of the frames made since the last write: past it all are written, so that one connection gathers no more.
+# Of the payloads made since the last write: past it all are written, so that one connection gathers no more.
 EARLY_BYTES = 256 * 1024
 
 log = structlog.get_logger("hongyan.gateway")
@@ -53,8 +52,9 @@ class Fanout:
         self.now_ms = now_ms
         self.snowflake = snowflake
         self._event_max_members = group_event_max_members
-        self._touched: list[Connection] = []  # have frames to write (one may be named twice)
-        self._gathered = 0  # bytes of the frames made since the last write
+        self._touched: list[Connection] = []  # have something to write (one may be named twice)
+        self._gathered = 0  # bytes of the payloads made since the last write
+        self._acks = self._pushes = 0  # of the batch that is being told
 
     # topics
 
@@ -90,7 +90,11 @@ class Fanout:
             # Between outcomes: writing may close a connection, which changes topics.
             if self._gathered > EARLY_BYTES:
                 self._flush()
-        self.counters.messages_accepted += accepted
+        counters = self.counters
+        counters.messages_accepted += accepted
+        counters.acks_sent += self._acks
+        counters.pushes += self._pushes
+        self._acks = self._pushes = 0
         self.in_flight -= answered
         self._flush()
         self.answered()
@@ -101,7 +105,7 @@ class Fanout:
             connection = self.sessions.get(session)
             if connection is not None:
                 try:
-                    self._push(connection, connection.error_frame(error, ref))
+                    self._push(connection, connection.error(error, ref))
                 except Exception:
                     log.exception("cannot refuse a send", session=session)
         self._flush()
@@ -160,21 +164,15 @@ class Fanout:
             address = "@" + (b if a == sender else a)
         else:
             address = key
-        counters = self.counters
         origin = self.sessions.get(session)
         if origin is not None:
-            codec = origin.codec
-            payload = codec.ack(message.key, address, message.seq, False, message.at, message.id)
-            size, outbox = len(payload), origin.outbox
-            if not outbox.frames or outbox.held:
+            payload = origin.codec.ack(message.key, address, message.seq, False, message.at, message.id)
+            self._gathered += len(payload)
+            outbox = origin.outbox
+            if not outbox.payloads or outbox.held:
                 self._touched.append(origin)
-            # Head and payload one after the other: they are joined when they are written, and not before.
-            outbox.frames += (
-                HEADS[codec.binary][size] if size < READY else frames.head(codec.binary, size),
-                payload,
-            )
-            self._gathered += size
-            counters.acks_sent += 1
+            outbox.payloads.append(payload)
+            self._acks += 1
         to, own = topics.get(address), topics.get(own_address)
         if own is not None and len(own) == 1 and origin in own:
             own = None  # no other session of the sender's
@@ -200,36 +198,38 @@ class Fanout:
             self.counters.messages_duplicate += 1
             sent, codec = outcome.sent, connection.codec
             address = address_for(record.sender, outcome.conversation)
-            payload = codec.ack(record.key, address, sent.seq, True, sent.at, sent.id)
-            self._push(connection, frames.message(codec.binary, payload))
+            self._push(connection, codec.ack(record.key, address, sent.seq, True, sent.at, sent.id))
         elif isinstance(outcome, Rejected):
             self.counters.messages_rejected += 1
             error = WireError(outcome.code, outcome.text, outcome.field)
-            self._push(connection, connection.error_frame(error, record.key))
+            self._push(connection, connection.error(error, record.key))
 
     def _spread(
         self, to: Set[Connection], address: str, message: Message, origin: Connection | None, own: bool
     ) -> None:
         """Push to all but the origin, encoded once a codec. `own`: they are the sender's."""
-        made: dict[Codec, tuple[bytes, bytes]] = {}
-        pushes, touched = 0, self._touched
+        pushes = len(to) - (origin in to)
+        if not pushes:
+            return
+        self._pushes += pushes
+        if len(to) == 1:  # as nearly always in a direct chat
+            (only,) = to
+            self._push(only, only.codec.message(address, message, own))
+            return
+        made: dict[Codec, bytes] = {}
+        touched = self._touched
         for connection in to:
             if connection is origin:
                 continue
             codec = connection.codec
-            pieces = made.get(codec)
-            if pieces is None:
-                payload = codec.message(address, message, own)
-                size = len(payload)
-                self._gathered += size
-                head = HEADS[codec.binary][size] if size < READY else frames.head(codec.binary, size)
-                pieces = made[codec] = (head, payload)
+            payload = made.get(codec)
+            if payload is None:
+                payload = made[codec] = codec.message(address, message, own)
+                self._gathered += len(payload)
             outbox = connection.outbox
-            if not outbox.frames or outbox.held:
+            if not outbox.payloads or outbox.held:
                 touched.append(connection)
-            outbox.frames += pieces
-            pushes += 1
-        self.counters.pushes += pushes
+            outbox.payloads.append(payload)
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:
@@ -249,24 +249,23 @@ class Fanout:
             self._broadcast(to, "group_event", data)
 
     def _broadcast(self, to: Iterable[Connection], kind: str, data: dict[str, Any]) -> None:
-        variants: dict[bool, bytes] = {}
+        made: dict[Codec, bytes] = {}
         at, number = self.now_ms(), self.snowflake.envelope()
         for connection in to:
             codec = connection.codec
-            frame = variants.get(codec.binary)
-            if frame is None:
-                payload = codec.envelope(kind, data, at, number)
-                frame = variants[codec.binary] = frames.message(codec.binary, payload)
-            self._push(connection, frame)
+            payload = made.get(codec)
+            if payload is None:
+                payload = made[codec] = codec.envelope(kind, data, at, number)
+            self._push(connection, payload)
 
     # writing
 
-    def _push(self, connection: Connection, frame: bytes) -> None:
+    def _push(self, connection: Connection, payload: bytes) -> None:
         outbox = connection.outbox
-        if not outbox.frames or outbox.held:
+        if not outbox.payloads or outbox.held:
             self._touched.append(connection)
-        outbox.frames.append(frame)
-        self._gathered += len(frame)
+        outbox.payloads.append(payload)
+        self._gathered += len(payload)
 
     def _flush(self) -> None:
         touched, self._touched, self._gathered = self._touched, [], 0

@@ -7,6 +7,7 @@ order of fragments, UTF-8, the size of a message summed over its fragments, and 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from struct import pack
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -47,9 +48,9 @@ def _head(opcode: int, size: int) -> bytes:
     return pack("!BBQ", 0x80 | opcode, 127, size)
 
 
-# Heads by kind (`Codec.binary`) and size of the payload: made in advance, a third of the time.
-READY = 1024
-HEADS = tuple([_head(opcode, size) for size in range(READY)] for opcode in (TEXT, BINARY))
+# By kind (`Codec.binary`) and size of the payload: made in advance, a third of the time.
+_READY = 1024
+_HEADS = tuple([_head(opcode, size) for size in range(_READY)] for opcode in (TEXT, BINARY))
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
@@ -57,14 +58,14 @@ def encode(opcode: int, payload: bytes) -> bytes:
     return _head(opcode, len(payload)) + payload
 
 
-def head(binary: bool, size: int) -> bytes:
-    """What stands before the payload in the frame of a text or binary message."""
-    return HEADS[binary][size] if size < READY else _head(BINARY if binary else TEXT, size)
-
-
-def message(binary: bool, payload: bytes) -> bytes:
-    """The frame of a text or binary message."""
-    return head(binary, len(payload)) + payload
+def messages(binary: bool, payloads: Sequence[bytes]) -> bytes:
+    """The frames of text or binary messages, one after the other. Each payload is copied once."""
+    heads = _HEADS[binary]
+    pieces: list[bytes] = []
+    for payload in payloads:
+        size = len(payload)
+        pieces += (heads[size] if size < _READY else _head(BINARY if binary else TEXT, size), payload)
+    return b"".join(pieces)
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:

@@ -31,13 +31,8 @@ Handler = Callable[["Connection", Any], Later | None]
 _CLOSES = {"bad_token", "token_expired", "limit_exceeded", "rate_limited"}
 
 
-def _data(ref: str | None, data: dict[str, Any]) -> dict[str, Any]:
-    return data if ref is None else {"ref": ref, **data}
-
-
-def _payload(connection: Connection, kind: str, ref: str | None, data: dict[str, Any]) -> bytes:
-    gateway = connection.gateway
-    return connection.codec.envelope(kind, _data(ref, data), gateway.now_ms(), gateway.snowflake.envelope())
+def _answer(connection: Connection, kind: str, ref: str | None, data: dict[str, Any]) -> bytes:
+    return connection.envelope(kind, data if ref is None else {"ref": ref, **data})
 
 
 def _item(connection: Connection, item: Item) -> Any:
@@ -45,14 +40,14 @@ def _item(connection: Connection, item: Item) -> Any:
 
 
 def heartbeat(connection: Connection, request: Heartbeat) -> None:
-    connection.push(connection.frame("heartbeat", _data(request.message_id, {})))
+    connection.push(_answer(connection, "heartbeat", request.message_id, {}))
 
 
 def presence(connection: Connection, request: Presence) -> None:
     data = request.data
     states = connection.gateway.engine.presence(connection.session, data.users, data.subscribe)
     answer = {"states": presence_data(states)}
-    connection.push(connection.frame("presence", _data(request.message_id, answer)))
+    connection.push(_answer(connection, "presence", request.message_id, answer))
 
 
 def login(connection: Connection, request: Login) -> Later | None:
@@ -99,9 +94,7 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
         "max_frame_bytes": settings.max_frame_bytes,
         "features": [],
     }
-    connection.login_accepted(
-        groups, connection.frame_of(_payload(connection, "login", request.message_id, answer))
-    )
+    connection.login_accepted(groups, _answer(connection, "login", request.message_id, answer))
     return None
 
 
@@ -115,16 +108,16 @@ def _refuse_login(connection: Connection, error: WireError, ref: str | None) -> 
 async def create_group(connection: Connection, request: CreateGroup) -> None:
     data, engine = request.data, connection.gateway.engine
     entered = engine.create_group(connection.session, data.group, data.name, data.join)
-    await _answer_first(connection, "create_group", data.group or "", request.message_id, entered)
+    await _enter(connection, "create_group", data.group or "", request.message_id, entered)
 
 
 async def join_group(connection: Connection, request: JoinGroup) -> None:
     group = request.data.group
     entered = connection.gateway.engine.join_group(connection.session, group)
-    await _answer_first(connection, "join_group", group, request.message_id, entered)
+    await _enter(connection, "join_group", group, request.message_id, entered)
 
 
-async def _answer_first(
+async def _enter(
     connection: Connection,
     kind: str,
     group: str,
@@ -134,24 +127,24 @@ async def _answer_first(
     """Answer, and only then push what the group says from here on: its first messages may be of the same batch.
     The fan-out holds them back (`entering`) between telling that the user has joined `group` and the answer here."""
     connection.entering = group
-    frame = None
+    answer = None
     try:
-        frame = connection.frame_of(_payload(connection, kind, ref, await entered))
+        answer = _answer(connection, kind, ref, await entered)
     finally:
         connection.entering = None
-        if not connection.closed and not connection.outbox.release(frame):
+        if not connection.closed and not connection.outbox.release(answer):
             connection.too_slow()
 
 
 async def leave_group(connection: Connection, request: LeaveGroup) -> bytes:
     answer = await connection.gateway.engine.leave_group(connection.session, request.data.group)
-    return _payload(connection, "leave_group", request.message_id, answer)
+    return _answer(connection, "leave_group", request.message_id, answer)
 
 
 async def invite(connection: Connection, request: Invite) -> bytes:
     data, engine = request.data, connection.gateway.engine
     answer = await engine.invite(connection.session, data.group, data.users)
-    return _payload(connection, "invite", request.message_id, answer)
+    return _answer(connection, "invite", request.message_id, answer)
 
 
 async def sync_offline(connection: Connection, request: SyncOffline) -> bytes:
@@ -162,7 +155,7 @@ async def sync_offline(connection: Connection, request: SyncOffline) -> bytes:
         "has_more": page.has_more,
         "page": page.page,
     }
-    return _payload(connection, "sync_offline", request.message_id, answer)
+    return _answer(connection, "sync_offline", request.message_id, answer)
 
 
 async def history(connection: Connection, request: History) -> bytes:
@@ -175,7 +168,7 @@ async def history(connection: Connection, request: History) -> bytes:
         "messages": [_item(connection, item) for item in page.items],
         "has_more": page.has_more,
     }
-    return _payload(connection, "history", request.message_id, answer)
+    return _answer(connection, "history", request.message_id, answer)
 
 
 async def conversations(connection: Connection, request: Conversations) -> bytes:
@@ -193,7 +186,7 @@ async def conversations(connection: Connection, request: Conversations) -> bytes
         for row in page.items
     ]
     answer = {"conversations": rows, "has_more": page.has_more, "page": page.page}
-    return _payload(connection, "conversations", request.message_id, answer)
+    return _answer(connection, "conversations", request.message_id, answer)
 
 
 HANDLERS: dict[type[Any], Handler] = {

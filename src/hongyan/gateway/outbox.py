@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 
+from hongyan.gateway import frames
+
 MAX_FRAME_BYTES = 512 * 1024  # no frame of the server is larger (protocol.md, "Transport")
+_HEAD_BYTES = 10  # at most
 
 
 class Outbox:
-    """Frames, or pieces of them, are gathered in `frames` and written joined, once a batch (`flush`).
+    """Payloads of messages are gathered in `payloads` and written as frames, joined, once a batch (`flush`).
 
-    `limit` bounds what the peer has not taken yet: gathered here, in the transport and in libuv.
+    `binary`: of which kind they are. `limit` bounds what the peer has not taken yet: gathered here, in the transport
+    and in libuv.
     """
 
-    __slots__ = ("_counted", "_free", "_limit", "_size", "_transport", "frames", "held")
+    __slots__ = ("_binary", "_counted", "_free", "_limit", "_size", "_transport", "held", "payloads")
 
-    def __init__(self, transport: asyncio.Transport, limit: int) -> None:
-        self.frames: list[bytes] = []
+    def __init__(self, transport: asyncio.Transport, binary: bool, limit: int) -> None:
+        self.payloads: list[bytes] = []
         self.held = False
-        self._counted = self._size = 0  # frames held back, and their bytes
+        self._binary = binary
+        self._counted = self._size = 0  # payloads held back, and their bytes
         self._limit = limit
         self._free = 0  # so much more may be written without asking the transport what waits in it
         self._transport = transport
@@ -36,12 +41,12 @@ class Outbox:
         """A reply of the greatest size fits (with a tiny limit: everything before it has gone)."""
         return self.backlog <= max(self._limit - MAX_FRAME_BYTES, 0)
 
-    def write(self, frame: bytes) -> bool:
+    def write(self, payload: bytes) -> bool:
         """Write at once (behind what is gathered). False: the peer is too slow."""
-        self.frames.append(frame)
+        self.payloads.append(payload)
         return self.flush()
 
-    def write_control(self, frame: bytes) -> bool:
+    def write_ahead(self, frame: bytes) -> bool:
         """One frame that does not wait for what is held back (a pong, an answer that is due). False: the peer is
         too slow."""
         if self.backlog + len(frame) > self._limit:
@@ -52,22 +57,22 @@ class Outbox:
 
     def flush(self) -> bool:
         """Write what is gathered in one call. False: the peer is too slow; nothing was written."""
-        frames = self.frames
-        if not frames:
+        payloads = self.payloads
+        if not payloads:
             return True
         if self.held:
-            self._size += sum(map(len, frames[self._counted :]))
-            self._counted = len(frames)
+            fresh = payloads[self._counted :]
+            self._size += sum(map(len, fresh)) + _HEAD_BYTES * len(fresh)
+            self._counted += len(fresh)
             return self._size <= self._limit
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        data = frames.messages(self._binary, payloads)
         self._free -= len(data)
         if self._free < 0:
             waiting = self._transport.get_write_buffer_size()
             self._free = self._limit - waiting - len(data)
             if waiting and self._free < 0:
                 return False
-        self.frames = []
-        self._counted = self._size = 0
+        self._forget()
         self._transport.write(data)
         return True
 
@@ -76,14 +81,17 @@ class Outbox:
         self.held = True
 
     def release(self, first: bytes | None = None) -> bool:
-        """Write `first`, then what was held. False: the peer is too slow."""
+        """Write the payload `first`, then what was held. False: the peer is too slow."""
         self.held = False
         if first is not None:
-            self.frames.insert(0, first)
+            self.payloads.insert(0, first)
         return self.flush()
 
     def drop(self) -> None:
         """Forget what is gathered."""
-        self.frames = []
-        self._counted = self._size = 0
+        self._forget()
         self.held = False
+
+    def _forget(self) -> None:
+        self.payloads = []
+        self._counted = self._size = 0

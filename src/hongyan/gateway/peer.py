@@ -27,7 +27,7 @@ class Peer(FrameListener):
         super().__init__(wire, codec.binary, settings.max_frame_bytes)
         self.gateway = gateway
         self.codec = codec
-        self.outbox = Outbox(wire.transport, settings.outbound_buffer_bytes)
+        self.outbox = Outbox(wire.transport, codec.binary, settings.outbound_buffer_bytes)
         self._limited = settings.rate_limit > 0
         self._rate = limits.Rate(settings.rate_limit, settings.rate_burst)
         self._quiet = limits.Rate(settings.rate_limit, settings.rate_burst)
@@ -36,25 +36,23 @@ class Peer(FrameListener):
 
     # writing
 
-    def frame_of(self, payload: bytes) -> bytes:
-        return frames.message(self.codec.binary, payload)
-
-    def frame(self, kind: str, data: dict[str, Any]) -> bytes:
+    def envelope(self, kind: str, data: dict[str, Any]) -> bytes:
         gateway = self.gateway
-        return self.frame_of(self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.envelope()))
+        return self.codec.envelope(kind, data, gateway.now_ms(), gateway.snowflake.envelope())
 
-    def error_frame(self, error: WireError, ref: str | None) -> bytes:
+    def error(self, error: WireError, ref: str | None) -> bytes:
+        """The payload that says so, counted."""
         gateway = self.gateway
         errors = gateway.counters.errors
         errors[error.code] = errors.get(error.code, 0) + 1
-        return self.frame_of(self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.envelope()))
+        return self.codec.error(error, ref, gateway.now_ms(), gateway.snowflake.envelope())
 
-    def push(self, frame: bytes) -> None:
-        if not self.closed and not self.outbox.write(frame):
+    def push(self, payload: bytes) -> None:
+        if not self.closed and not self.outbox.write(payload):
             self.too_slow()
 
     def write_error(self, error: WireError, ref: str | None) -> None:
-        self.push(self.error_frame(error, ref))
+        self.push(self.error(error, ref))
 
     @property
     def backlog(self) -> int:
@@ -117,7 +115,7 @@ class Peer(FrameListener):
 
     def on_ping(self, payload: bytes) -> None:
         self._count_quiet(self.gateway.monotonic())
-        if not self.outbox.write_control(frames.encode(frames.PONG, payload)):
+        if not self.outbox.write_ahead(frames.encode(frames.PONG, payload)):
             self.too_slow()
 
     def on_pong(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from hongyan.gateway import frames
 from hongyan.gateway.outbox import MAX_FRAME_BYTES, Outbox
 
 
@@ -22,22 +23,26 @@ class Transport:
 
 def outbox(limit, takes=0):
     transport = Transport(takes)
-    return Outbox(transport, limit), transport
+    return Outbox(transport, True, limit), transport
+
+
+def framed(*payloads):
+    return frames.messages(True, payloads)
 
 
 def test_a_batch_is_one_write():
     box, transport = outbox(1000)
-    box.frames += [b"a", b"b", b"c"]
+    box.payloads += [b"a", b"b", b"c"]
     assert box.flush()
     assert box.flush()
-    assert transport.writes == [b"abc"]
+    assert transport.writes == [framed(b"a", b"b", b"c")]
 
 
 def test_past_the_limit_nothing_is_written():
     box, transport = outbox(100)
     assert box.write(b"x" * 60)
     assert not box.write(b"y" * 41)
-    assert transport.writes == [b"x" * 60]
+    assert transport.writes == [framed(b"x" * 60)]
 
 
 def test_a_reader_that_takes_everything_is_never_slow():
@@ -51,15 +56,15 @@ def test_what_is_held_follows_the_answer():
     assert box.write(b"1")
     assert box.write(b"2")
     assert transport.writes == []
-    assert box.write_control(b"pong")
-    assert box.release(b"answer ")
-    assert transport.writes == [b"pong", b"answer 12"]
+    assert box.write_ahead(b"pong")
+    assert box.release(b"answer")
+    assert transport.writes == [b"pong", framed(b"answer", b"1", b"2")]
 
 
 def test_what_is_held_is_bounded():
     box, _ = outbox(100)
     box.hold()
-    assert box.write(b"x" * 100)
+    assert box.write(b"x" * 90)
     assert not box.write(b"x")
 
 
@@ -74,10 +79,10 @@ def test_room_is_for_a_reply_of_the_greatest_size():
 
 
 def test_what_is_held_is_counted_once_and_joined_at_the_end():
-    box, _ = outbox(100)
+    box, _ = outbox(200)
     box.hold()
     for _ in range(10):
         assert box.write(b"0123456789")
-    assert len(box.frames) == 10
-    assert box.backlog == 100
+    assert len(box.payloads) == 10
+    assert box.backlog == 200  # heads are counted as the longest
     assert not box.write(b"x")
