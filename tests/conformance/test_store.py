@@ -328,6 +328,7 @@ async def test_what_made_no_message_is_known_until_it_is_forgotten(
     assert [store.unstored(offset) for offset in (2, 3, 4, 300, 70_000)] == [[], [7, 9], [], many, [11]]
     assert await store.sync() == 70_000
     store.forget(300)
+    store.forget(299)
     store = await reopen()
     assert [store.unstored(offset) for offset in (3, 300, 70_000)] == [[], [], [11]]
     store.forget(70_000)

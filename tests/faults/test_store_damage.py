@@ -87,7 +87,12 @@ async def test_a_server_says_what_is_damaged_when_it_needs_it(server_factory) ->
     client = await Outsider.connect(server.url)
     await client.login(server.token("a"))
     assert (await client.refused("history", {"conversation": "@a"}))["code"] == "internal"
+    new = {"to": "@a", "content_type": "text", "content": 1, "retry": True}
+    assert (await client.refused("send_message", new, "a new key"))["code"] == "internal"
+    await client.ask("heartbeat")  # it cost the request, not the server
     await client.close()
+    assert await asyncio.to_thread(server.terminate) == 0
+    await asyncio.to_thread(server.start)
     await asyncio.to_thread(server.terminate)
     damage(server.data_dir / "store", everything=True)
     text = refused_start(server)

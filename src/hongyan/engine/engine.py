@@ -224,7 +224,7 @@ class Engine:
         upto = self._window.trimmable(offset if needed is None else min(offset, needed - 1))
         if upto >= self._journal.first:
             await self._journal.trim(upto)
-            self._store.forget(self._journal.first - 1)
+        self._store.forget(self._journal.first - 1)
 
     def _needed(self) -> int | None:
         """The oldest offset that the window or the cursors in memory would be rebuilt from."""
@@ -292,6 +292,10 @@ class Engine:
         else:
             peer = to[1:]
             key = f"{user}|{peer}" if user <= peer else f"{peer}|{user}"
+        if retry:
+            # Before it is journaled: what is damaged costs this request, not the fold; and what must be read is read here,
+            # a request at a time, and known by the time a batch of thousands is folded.
+            self._store.find(user, key, ref)
         record = records.Send(self._snowflake.at(now), now, user, key, ref, content_type, content, retry)
         self._committer.admit(record, session, len(content))
 

@@ -108,6 +108,8 @@ class Fanout:
                     self._push(connection, connection.error(error, ref))
                 except Exception:
                     log.exception("cannot refuse a send", session=session)
+            if self._gathered > EARLY_BYTES:
+                self._flush()
         self._flush()
         self.answered()
 

@@ -39,8 +39,8 @@ class Store(Protocol):
         tells which of the journal's sends are in the duplicate window. Kept until `forget`."""
 
     def forget(self, upto: int) -> None:
-        """Drop what `unstored` says of batches up to `upto`, which the journal has no more; perhaps only a part, and
-        the rest another time."""
+        """Drop what `unstored` says of batches up to `upto`, which the journal has no more; on a full disk another
+        time."""
 
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         """(position, user) of a group's members, ascending from position > `after`."""

@@ -32,19 +32,26 @@ from hongyan.store.tail import MISSING, Tail
 log = structlog.get_logger("hongyan.store")
 
 READ_BYTES = 512 * 1024
-CACHED_FIRSTS = 500  # conversations that resends were looked up in: up to 20 KB each, and twice as many
+CACHED_FIRSTS = 2_000  # conversations that resends were looked up in: up to 8 KB each, and twice as many
 _DAMAGED = "Corruption:"
 _MAX_SEQ = 2**63
 
 
 class _First:
-    """The first messages of one conversation: how many are known, and where each (sender, key) went last."""
+    """The first messages of one conversation: how many are known, and by the hash of (sender, key) which they may
+    be, newest first."""
 
-    __slots__ = ("count", "sent")
+    __slots__ = ("count", "seqs")
 
     def __init__(self) -> None:
         self.count = 0
-        self.sent: dict[tuple[str, str], Sent] = {}
+        self.seqs: dict[int, tuple[int, ...]] = {}
+
+    def add(self, run: list[Message]) -> None:
+        for message in run:
+            mark = hash((message.sender, message.key))
+            self.seqs[mark] = (message.seq, *self.seqs.get(mark, ()))
+        self.count += len(run)
 
 
 class RocksReads:
@@ -149,7 +156,11 @@ class RocksReads:
         raw = self._get(keys.sent(sender, conversation, key))
         if raw is not None:
             return decode_sent(raw)
-        return self._first(conversation).sent.get((sender, key))
+        for seq in self._first(conversation).seqs.get(hash((sender, key)), ()):
+            for message in self.messages(conversation, seq, seq, 1):
+                if message.sender == sender and message.key == key:
+                    return message.sent()
+        return None
 
     def _first(self, conversation: str) -> _First:
         """Where the first messages on disk went, FIRST at most: those read before, and what has come since. No
@@ -157,9 +168,7 @@ class RocksReads:
         first = self._firsts.get(conversation) or _First()
         known = first.count
         while first.count < FIRST and (raw := self._get(keys.run(conversation, first.count + 1))) is not None:
-            run = decode_run(raw)
-            first.sent.update({(message.sender, message.key): message.sent() for message in run})
-            first.count += len(run)
+            first.add(decode_run(raw))
         if first.count > known:
             self._firsts.put(conversation, first)
         return first

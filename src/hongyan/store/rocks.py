@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -27,7 +26,6 @@ from hongyan.store.rows import write_batch
 log = structlog.get_logger("hongyan.store")
 
 VERSION = b"6"
-FORGET_ROWS = 1_000
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
 # Only the beginning: behind it may stand a path, with any words in it. "Too many open files" is not here: measured,
@@ -63,6 +61,7 @@ class RocksStore(RocksReads):
         self._fsync: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._failures = 0
+        self._forgotten = 0  # `unstored` has nothing up to here
         self.flushes = 0
         self.flushed_rows = 0
         self.flush_failures = 0
@@ -181,20 +180,17 @@ class RocksStore(RocksReads):
         return True
 
     def forget(self, upto: int) -> None:
-        if self._db is None:
+        if self._db is None or upto <= self._forgotten:
             return
         batch = WriteBatch(raw_mode=True)
-        for key, _ in islice(self._rows_from(keys.UNSTORED, b""), FORGET_ROWS):
-            if (offset := keys.read_number(key)) > upto:
-                break
-            batch.delete(keys.unstored(offset))
-        if not len(batch):
-            return
+        batch.delete_range(keys.unstored(0), keys.unstored(upto + 1))  # one tombstone; nothing is read
         try:
             self._db.write(batch, self._write_options)
         except Exception as error:  # the next time, then
             if not passing(error):
                 self._fatal(error)
+            return
+        self._forgotten = upto
 
     async def sync(self) -> int:
         target = self.offset

@@ -93,7 +93,7 @@ def weigh(changes: Changes) -> tuple[int, int]:
     rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
     rows += len(changes.memberships) + len(changes.members)
     size = sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
-    return rows, size + _ID_BYTES * len(changes.unstored)
+    return rows + bool(changes.unstored), size + _ID_BYTES * len(changes.unstored)
 
 
 class Tail:
