@@ -85,14 +85,24 @@ async def measure(path: Path) -> dict[str, float]:
     store.apply(MESSAGES + 1, changes_of_a_group())
     found["membership_cached_us"] = each(20_000, lambda n: store.membership("user1", "#team"))
     known = [row for _, batch in work[:40] for row in batch.messages]
-    # Nearly all are among the first messages of a conversation that nobody has asked about lately.
     found["find_us"] = each(
         len(known), lambda n: store.find(known[n].sender, known[n].conversation, known[n].key)
     )
-    found["find_again_us"] = each(20_000, lambda n: store.find("user1", names[0], f"other{n}"))
     found["find_absent_us"] = each(20_000, lambda n: store.find("user1", names[n], f"other{n}"))
     found["messages_one_us"] = each(20_000, lambda n: store.messages(names[n], 1, 1, 1))
     found["messages_newest_us"] = each(20_000, lambda n: store.messages(names[n], 1, 1000, 50, newest=True))
+    # In conversations of 64 messages, a row each, that nobody has resent in lately: all of them are read, once.
+    for size in (100, 60_000):
+        fresh = [f"#{size}.{n}" for n in range(50)]
+        for seq in range(1, 65):
+            store.apply(store.offset + 1, one_each(fresh, seq, size))
+            while store.on_disk < store.offset:
+                store._write_unit()
+        for again in ("", "_again"):
+            found[f"find_absent_in_64_of_{size}_bytes{again}_us"] = each(
+                len(fresh),
+                lambda n, fresh=fresh: store.find("user1", fresh[n], "other"),  # type: ignore[misc]
+            )
     get = store._get
     keys = [b"c" + name.encode() for name in names]
 
@@ -114,6 +124,15 @@ async def measure(path: Path) -> dict[str, float]:
     found["get_threads"] = round((time.perf_counter() - begin) / alone, 2)
     await store.close()
     return found
+
+
+def one_each(names: list[str], seq: int, size: int) -> Changes:
+    batch = Changes()
+    content = b'"' + b"x" * size + b'"'
+    for name in names:
+        batch.messages.append(Message(name, seq, seq << 22, seq, "user1", f"key-{seq}", "text", content))
+        batch.conversations[name] = Conversation(seq, seq)
+    return batch
 
 
 def changes_of_a_group() -> Changes:

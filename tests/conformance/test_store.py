@@ -334,6 +334,13 @@ async def test_what_made_no_message_is_known_until_it_is_forgotten(
     store.forget(70_000)
     store.forget(80_000)
     assert store.unstored(70_000) == []
+    for offset in range(80_001, 83_001):  # however many, and also of a batch that is noted after a call
+        made = changes()
+        made.unstored.append(offset)
+        store.apply(offset, made)
+    await store.sync()
+    store.forget(82_999)
+    assert [store.unstored(offset) for offset in range(80_001, 83_001)] == [[]] * 2999 + [[83_000]]
 
 
 async def test_an_empty_batch_moves_the_offset(reopen: Opener) -> None:

@@ -112,11 +112,16 @@ class Committer:
         """Admitted and not yet durable."""
         return self._pending_bytes
 
+    @property
+    def behind(self) -> bool:
+        """Past the limits: only what is `always` admitted is."""
+        return self._pending_bytes >= self._max_pending_bytes or self._store.full
+
     def admit(self, record: Record, session: int, weight: int = 0, always: bool = False) -> _Batch:
         """Put a record into the next batch; the gateway is told the outcome for `session` (0: nobody waits).
         `weight`: bytes beside the record itself. Raises Refused (`busy` past the limits, unless `always`;
         `unavailable`): then nothing is stored."""
-        if (self._pending_bytes >= self._max_pending_bytes or self._store.full) and not always:
+        if self.behind and not always:
             self._counters.busy_refusals += 1
             raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
         if self._closing:

@@ -292,8 +292,8 @@ class Engine:
         else:
             peer = to[1:]
             key = f"{user}|{peer}" if user <= peer else f"{peer}|{user}"
-        if retry:
-            # Before it is journaled: what is damaged costs this request, not the fold; and what must be read is read here,
+        if retry and not self._committer.behind:
+            # Before it is journaled: what is damaged costs this request, not the fold. And what must be read is read
             # a request at a time, and known by the time a batch of thousands is folded.
             self._store.find(user, key, ref)
         record = records.Send(self._snowflake.at(now), now, user, key, ref, content_type, content, retry)

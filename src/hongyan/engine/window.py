@@ -99,6 +99,6 @@ class Window:
         entries = self.entries
         marks = self._batches.popleft()[2]
         for mark in marks:
-            entries.pop(mark, None)
+            del entries[mark]
         if self.odd:
             self.odd.difference_update(marks)

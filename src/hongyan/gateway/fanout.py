@@ -54,7 +54,6 @@ class Fanout:
         self._event_max_members = group_event_max_members
         self._touched: list[Connection] = []  # have something to write (one may be named twice)
         self._gathered = 0  # bytes of the payloads made since the last write
-        self._acks = self._pushes = 0  # of the batch that is being told
 
     # topics
 
@@ -90,11 +89,7 @@ class Fanout:
             # Between outcomes: writing may close a connection, which changes topics.
             if self._gathered > EARLY_BYTES:
                 self._flush()
-        counters = self.counters
-        counters.messages_accepted += accepted
-        counters.acks_sent += self._acks
-        counters.pushes += self._pushes
-        self._acks = self._pushes = 0
+        self.counters.messages_accepted += accepted
         self.in_flight -= answered
         self._flush()
         self.answered()
@@ -174,7 +169,7 @@ class Fanout:
             if not outbox.payloads or outbox.held:
                 self._touched.append(origin)
             outbox.payloads.append(payload)
-            self._acks += 1
+            self.counters.acks_sent += 1
         to, own = topics.get(address), topics.get(own_address)
         if own is not None and len(own) == 1 and origin in own:
             own = None  # no other session of the sender's
@@ -213,7 +208,7 @@ class Fanout:
         pushes = len(to) - (origin in to)
         if not pushes:
             return
-        self._pushes += pushes
+        self.counters.pushes += pushes
         if len(to) == 1:  # as nearly always in a direct chat
             (only,) = to
             self._push(only, only.codec.message(address, message, own))

@@ -62,6 +62,7 @@ class RocksStore(RocksReads):
         self._closing: asyncio.Future[None] | None = None
         self._failures = 0
         self._forgotten = 0  # `unstored` has nothing up to here
+        self._noted = offset  # nor anything past this
         self.flushes = 0
         self.flushed_rows = 0
         self.flush_failures = 0
@@ -120,6 +121,8 @@ class RocksStore(RocksReads):
 
     def apply(self, offset: int, changes: Changes) -> None:
         self.offset = offset
+        if changes.unstored:
+            self._noted = offset
         self._tail.add(offset, changes)
         self._conversations.update(changes.conversations)
         self._memberships.update(changes.memberships)
@@ -180,10 +183,11 @@ class RocksStore(RocksReads):
         return True
 
     def forget(self, upto: int) -> None:
-        if self._db is None or upto <= self._forgotten:
+        if self._db is None or upto <= self._forgotten or self._noted <= self._forgotten:
             return
         batch = WriteBatch(raw_mode=True)
-        batch.delete_range(keys.unstored(0), keys.unstored(upto + 1))  # one tombstone; nothing is read
+        # One tombstone, and nothing is read. Where there is nothing to drop there is none: every `get` looks for them.
+        batch.delete_range(keys.unstored(self._forgotten + 1), keys.unstored(upto + 1))
         try:
             self._db.write(batch, self._write_options)
         except Exception as error:  # the next time, then

@@ -76,7 +76,7 @@ class Life:
         assert store.snapshot() == self.store.snapshot()
 
 
-sends = st.tuples(st.just("send"), st.lists(st.sampled_from("klmnop"), min_size=1, max_size=4))
+sends = st.tuples(st.just("send"), st.lists(st.sampled_from("klmnopKL"), min_size=1, max_size=4))
 notes = st.tuples(st.just("note"), st.integers(0, 60), st.integers(1, 5))
 cuts = st.tuples(st.just("cut"), st.integers(1, 3))
 steps = st.lists(st.one_of(sends, sends, notes, cuts, st.just(("trim",)), st.just(("wait",))), max_size=20)
@@ -108,7 +108,14 @@ def live(steps: list[tuple[object, ...]], span: int, limit: int, noted: bool = T
         match step:
             case ("send", list(keys)):
                 life.log_ms += 5
-                life.batch([Send(life.id(), life.log_ms, "a", "a|a", key, "text", b"1") for key in keys])
+                life.batch(
+                    [  # capitals go to one who does not exist
+                        Send(
+                            life.id(), life.log_ms, "a", "a|a" if key.islower() else "a|b", key, "text", b"1"
+                        )
+                        for key in keys
+                    ]
+                )
             case ("note", int(span), int(limit)):
                 life.batch([life.note(span, limit)])
             case ("trim",):

@@ -271,12 +271,34 @@ async def test_a_send_is_answered_in_time_also_while_cursors_wait_for_the_disk(w
     assert [(ref, error.code) for ref, error in world.gateway.refused] == [("late", "unavailable")]
 
 
-async def test_a_full_tail_says_busy(world: World) -> None:
+async def test_a_full_tail_says_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: what is refused is not looked up before."""
+    monkeypatch.setattr(world.store, "find", None)
     world.store.full = True
-    with pytest.raises(Refused) as refusal:
-        world.send(1, "@bob", "k")
+    for retry in (False, True):
+        with pytest.raises(Refused) as refusal:
+            world.engine.send(1, "k", "@bob", "text", b'"x"', retry)
+        assert refusal.value.error.code == "busy"
     world.store.full = False
-    assert refusal.value.error.code == "busy"
+
+
+async def test_what_the_store_notes_of_refused_sends_goes_with_the_journals_rows() -> None:
+    world = World(dedup_window_ms=0)
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "d", "")
+    for number, key in enumerate("kl", 1):
+        world.send(1, "@nobody", key)
+        await world.gateway.outcomes(number)
+    refused_at = max(world.store.without)
+    assert [len(ids) for ids in world.store.without.values()] == [1, 1]
+    for _ in range(3):
+        world.clock.ms += 1000
+        await world.engine._checkpoint()
+    assert world.journal.first > refused_at
+    assert world.store.without == {}
+    await world.engine.close()
+    assert world.failures == []
 
 
 async def test_devices_replace_and_are_limited(world: World) -> None:

@@ -34,6 +34,17 @@ def test_headers_use_the_shortest_length(size, header):
     frame = encode(BINARY, b"x" * size)
     assert frame[: len(header)] == header
     assert len(frame) == len(header) + size
+    assert frames.messages(True, [b"x" * size]) == frame
+
+
+@pytest.mark.parametrize(("binary", "opcode"), [(False, TEXT), (True, BINARY)])
+def test_messages_are_framed_one_after_the_other(binary, opcode):
+    payloads = [b"x" * size for size in (3, 0, 125, 126, 1023, 1024, 1025, 70_000)]
+    assert frames.messages(binary, payloads[:2]) == bytes((0x80 | opcode, 3)) + b"xxx" + bytes(
+        (0x80 | opcode, 0)
+    )
+    assert frames.messages(binary, payloads) == b"".join(encode(opcode, each) for each in payloads)
+    assert frames.messages(binary, []) == b""
 
 
 @given(st.text(), st.data())

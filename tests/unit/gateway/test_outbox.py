@@ -27,7 +27,7 @@ def outbox(limit, takes=0):
 
 
 def framed(*payloads):
-    return frames.messages(True, payloads)
+    return b"".join(frames.encode(frames.BINARY, each) for each in payloads)
 
 
 def test_a_batch_is_one_write():
