@@ -24,7 +24,9 @@ from hongyan.protocol.records import Acked, Cursors
 
 MAX_ENTRIES = 500  # of either kind in one Cursors record
 MAX_NOTED = 5_000  # in one Acked record, which costs the fold nothing
-A_COMMIT = 1_000  # rows moved by one commit; more only where more than fifty times as many are held
+A_COMMIT = 100  # rows that one commit moves without harm; each is 5 to 10 µs of the loop's time
+A_LOGIN = 1_000  # rows of several devices that log in for the first time, in one commit
+CATCH_UP_MS = 100  # of the time since the last commit, what the next one makes up for
 ENTRY_WEIGHT = 150  # bytes of one in memory
 
 Acks = dict[str, int]  # conversation key -> seq
@@ -68,6 +70,7 @@ class CursorQueue:
         self._noting_after = 0  # these come after that offset
         self._held: dict[Owner, Held] = {}  # in the journal, not in the rows; offsets ascend, and so do times
         self._moving: dict[Owner, Held] = {}  # the same, in records being committed
+        self._moved_ms = 0  # when rows were last moved
         self.size = 0  # entries that are held
         self._seen: dict[Owner, int] = {}
         self._wanted: set[Owner] = set()  # somebody waits for their rows
@@ -180,7 +183,8 @@ class CursorQueue:
     async def _move_due(self) -> bool:
         """One commit's share. Raises Refused. False: nothing is due."""
         async with self._move_lock:
-            due, room = self._monotonic_ms() - self._hold_ms, max(A_COMMIT, self.size // 50)
+            now = self._monotonic_ms()
+            due, room = now - self._hold_ms, self._share(now)
             for owner, held in list(islice(self._held.items(), room)):  # each has an entry at least
                 if held.since > due or room <= 0:
                     break
@@ -190,6 +194,12 @@ class CursorQueue:
             await self._move()
             return True
 
+    def _share(self, now: int) -> int:
+        """How many rows a commit moves: of what is held the part that comes due in the time since the last one, and
+        half as many again to catch up. So they are spread evenly, however often the server commits."""
+        passed, self._moved_ms = min(now - self._moved_ms, CATCH_UP_MS), now
+        return max(A_COMMIT, self.size * passed * 3 // (2 * self._hold_ms or 1))
+
     async def flush_user(self, user: str, devices: Iterable[str]) -> None:
         """Write what the user's devices have acknowledged and when they were used: a new device starts where the
         furthest stands, and the one unused for longest is forgotten for it. Raises Refused."""
@@ -198,7 +208,7 @@ class CursorQueue:
         self._wanted |= owners
         try:
             async with self._move_lock:
-                room = A_COMMIT
+                room = A_LOGIN
                 for owner in owners & self._held.keys():
                     room -= self._take(owner, self._held[owner])
                 if not self._moving:  # there was nothing, or it went with another's

@@ -200,11 +200,12 @@ class Sequencer:
         a, _, b = name.partition("|")
         peer = b if a == sender else a
         # In the order of `direct_key`; that the peer is a user says that what stands there is an id.
-        if sender not in (a, b) or a > b:
+        if (sender != a and sender != b) or a > b:
             return Rejected("invalid_field", "not a conversation of the sender", "data.to")
-        if state.user(peer) is None:
+        changes = state.changes
+        if peer not in changes.users and state.view.user(peer) is None:
             return Rejected("unknown_user", "no such user", "data.to")
-        memberships = state.changes.memberships
+        memberships = changes.memberships
         memberships[sender, name] = memberships[peer, name] = Membership(1, record.at, 1)
         return None
 
@@ -235,9 +236,8 @@ def _login(state: Overlay, record: records.Login) -> Outcome:
 
 
 def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
-    """Move cursors forward: never back, never past the last `seq`, never in a foreign conversation."""
-    memberships, conversations = state.changes.memberships, state.changes.conversations
-    stored, stored_conversation = state.view.membership, state.view.conversation
+    """Move cursors forward: never back, never in a foreign conversation."""
+    memberships, stored = state.changes.memberships, state.view.membership
     for name, device_id, acks in record.acks:
         number, remembered = _device_in_use(state, name, device_id, record.at)
         if number is None:
@@ -247,11 +247,6 @@ def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
             row = memberships[at] if at in memberships else stored(name, conversation)
             if row is None or not row.position:
                 continue
-            of = conversations.get(conversation) or stored_conversation(conversation)
-            if of is None:
-                continue
-            if seq > of.last_seq:
-                seq = of.last_seq
             if seq >= row.first_seq and seq > row.cursor(number):
                 memberships[at] = row.moved(number, seq, remembered)
     for name, device_id, ms in record.seen:

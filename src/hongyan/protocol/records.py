@@ -103,7 +103,8 @@ class Acked(msgspec.Struct, array_like=True, tag="a", frozen=True):
 class Cursors(msgspec.Struct, array_like=True, tag="c", frozen=True):
     """Delivery cursors and last-seen times that move in the rows.
 
-    `acks`: (user, device, {conversation key: seq}). `seen`: (user, device, ms).
+    `acks`: (user, device, {conversation key: seq}), no seq past the conversation's last when it was admitted.
+    `seen`: (user, device, ms).
     """
 
     id: int

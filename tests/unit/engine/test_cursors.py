@@ -149,6 +149,27 @@ async def test_a_commit_moves_a_bounded_number_of_rows_and_all_are_moved() -> No
     assert sum(moved) == len(rig.log.rows) == 3 * A_COMMIT
 
 
+async def test_of_many_rows_a_commit_moves_what_came_due_since_the_last_and_half_as_many_again() -> None:
+    rig = Rig()
+    count, commit_ms = 40_000, 20
+    for n in range(count):
+        rig.ack(A if n % 2 else B, f"#g{n}", 1)
+    await rig.tick()
+    rig.ms += HOLD_MS
+    noted, written = len(rig.log.batches), rig.log.commit
+
+    def commit() -> None:
+        rig.ms += commit_ms
+        written()
+
+    rig.log.commit = commit  # type: ignore[method-assign]
+    await rig.tick()
+    moved = [sum(len(of) for r in b for _, _, of in r.acks) for b in rig.log.batches[noted:]]  # type: ignore[union-attr]
+    assert sum(moved) == len(rig.log.rows) == count
+    assert max(moved[1:]) <= count * commit_ms * 3 // (2 * HOLD_MS), "spread"
+    assert moved[1] >= count * commit_ms // HOLD_MS, "faster than they come due"
+
+
 async def test_the_journal_is_needed_from_the_moment_that_noting_begins() -> None:
     """The commit is folded a turn of the loop before who waits for it goes on: a trim may come in between."""
     rig = Rig()
