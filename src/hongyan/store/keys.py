@@ -26,6 +26,10 @@ def memberships(user: str) -> bytes:
     return f"p{user}\0".encode()
 
 
+def membership(user: str, conversation: str) -> bytes:
+    return f"p{user}\0{conversation}".encode()
+
+
 def members(group: str) -> bytes:
     """The prefix of a group's members; `position` follows."""
     return f"g{group}\0".encode()

@@ -143,7 +143,7 @@ class RocksReads:
             return recent
         row: Membership | None = self._tail.membership(user, conversation)
         if row is MISSING:
-            raw = self._get(keys.memberships(user) + conversation.encode())
+            raw = self._get(keys.membership(user, conversation))
             row = decode_membership(raw) if raw is not None else None
         if row is not None:
             self._memberships.put(at, row)

@@ -125,7 +125,7 @@ class RocksStore(RocksReads):
             self._noted = offset
         self._tail.add(offset, changes)
         self._conversations.update(changes.conversations)
-        self._memberships.update(changes.memberships)
+        self._memberships.refresh(changes.memberships)  # nobody may ever ask for a new direct chat's two
         self._users.update(changes.users)
         self._weigh()
         if self.full and not self._failures:

@@ -34,26 +34,35 @@ decode_sent = msgspec.msgpack.Decoder(Sent).decode
 def write_batch(unit: Unit) -> WriteBatch:
     """The rows of `unit`, with its offset."""
     batch = WriteBatch(raw_mode=True)
-    put, encode, run_key = batch.put, _encode, keys.run
+    put, encode, number = batch.put, _encode, keys.number
     for name, messages in unit.messages.items():
-        for run in _runs(messages) if len(messages) > 1 else (messages,):
-            put(run_key(name, run[0].seq), encode(run))
-        for message in messages:
-            if message.seq > FIRST:
-                sent = (message.seq, message.id, message.at)  # as a Sent
-                put(keys.sent(message.sender, name, message.key), encode(sent))
+        first, last = messages[0].seq, messages[-1].seq
+        if first == last:  # as most are: straight on (`keys.run`, without a call)
+            put(f"m{name}\0".encode() + number(first), encode(messages))
+        else:
+            for run in _runs(messages):
+                put(keys.run(name, run[0].seq), encode(run))
+        if last >= STRIDE and name[0] != "#" and last // STRIDE > (first - 1) // STRIDE:
+            put(keys.conversation(name), encode(unit.conversations[name]))
+        if last > FIRST:
+            for message in messages:
+                if message.seq > FIRST:
+                    sent = (message.seq, message.id, message.at)  # as a Sent
+                    put(keys.sent(message.sender, name, message.key), encode(sent))
     for key, conversation in unit.conversations.items():
-        if key[:1] == "#" or conversation.last_seq // STRIDE > (unit.messages[key][0].seq - 1) // STRIDE:
+        if key[0] == "#":
             put(keys.conversation(key), encode(conversation))
     for user, found in unit.users.items():
         put(keys.user(user), encode(found))
-    for user, rows in unit.memberships.items():
-        prefix = keys.memberships(user)
-        for key, membership in rows.items():
-            if membership is None:
-                batch.delete(prefix + key.encode())
-            else:
-                put(prefix + key.encode(), encode(membership))
+    row = raw = None
+    for (user, key), membership in unit.memberships.items():
+        at = f"p{user}\0{key}".encode()  # (`keys.membership`, without a call)
+        if membership is None:
+            batch.delete(at)
+            continue
+        if membership is not row:  # a new direct chat's two are one
+            row, raw = membership, encode(membership)
+        put(at, raw)
     for group, places in unit.members.items():
         prefix = keys.members(group)
         for position, member in places.items():

@@ -19,6 +19,7 @@ class Unit:
 
     __slots__ = (
         "_by_key",
+        "_by_user",
         "bytes",
         "conversations",
         "members",
@@ -37,15 +38,16 @@ class Unit:
         self.messages: dict[str, list[Message]] = {}  # by conversation, in seq order
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
-        self.memberships: dict[str, dict[str, Membership | None]] = {}  # user -> conversation -> row
+        self.memberships: dict[tuple[str, str], Membership | None] = {}  # by (user, conversation)
         self.members: dict[str, dict[int, str | None]] = {}  # group -> position -> user
         self.unstored: dict[int, list[int]] = {}  # batch's offset -> record ids
-        # Made where somebody asks, which is for a resend: nearly every unit goes without.
+        # Made where somebody asks, for a resend or a sync: nearly every unit goes without.
         self._by_key: dict[tuple[str, str, str], Message] | None = None
+        self._by_user: dict[str, dict[str, Membership | None]] | None = None
 
     def add(self, offset: int, changes: Changes, rows: int, size: int) -> None:
         self.offset = offset
-        self._by_key = None
+        self._by_key = self._by_user = None
         self.conversations.update(changes.conversations)
         self.users.update(changes.users)
         messages = self.messages
@@ -55,13 +57,7 @@ class Unit:
                 messages[message.conversation] = [message]
             else:
                 run.append(message)
-        memberships = self.memberships
-        for (user, key), row in changes.memberships.items():
-            rows_of = memberships.get(user)
-            if rows_of is None:
-                memberships[user] = {key: row}
-            else:
-                rows_of[key] = row
+        self.memberships.update(changes.memberships)
         for (group, position), member in changes.members.items():
             self.members.setdefault(group, {})[position] = member
         if changes.unstored:
@@ -78,6 +74,14 @@ class Unit:
                 for message in run
             }
         return self._by_key.get(key)
+
+    def memberships_of(self, user: str) -> dict[str, Membership | None]:
+        """The user's changed rows, by conversation."""
+        if self._by_user is None:
+            self._by_user = {}
+            for (whose, key), row in self.memberships.items():
+                self._by_user.setdefault(whose, {})[key] = row
+        return self._by_user.get(user, {})
 
     @property
     def complete(self) -> bool:
@@ -138,10 +142,10 @@ class Tail:
         return MISSING
 
     def membership(self, user: str, conversation: str) -> Any:
+        at = (user, conversation)
         for unit in reversed(self.units):
-            row = unit.memberships.get(user, {}).get(conversation, MISSING)
-            if row is not MISSING:
-                return row
+            if at in unit.memberships:
+                return unit.memberships[at]
         return MISSING
 
     def find(self, key: tuple[str, str, str]) -> Sent | None:
@@ -162,7 +166,7 @@ class Tail:
         """The user's changed rows, by conversation."""
         merged: dict[str, Membership | None] = {}
         for unit in self.units:
-            merged.update(unit.memberships.get(user, {}))
+            merged.update(unit.memberships_of(user))
         return merged
 
     def members(self, group: str) -> dict[int, str | None]:
