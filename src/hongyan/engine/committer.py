@@ -121,18 +121,16 @@ class Committer:
         """Put a record into the next batch; the gateway is told the outcome for `session` (0: nobody waits).
         `weight`: bytes beside the record itself. Raises Refused (`busy` past the limits, unless `always`;
         `unavailable`): then nothing is stored."""
-        if self.behind and not always:
+        if not always and (self._pending_bytes >= self._max_pending_bytes or self._store.full):  # `behind`
             self._counters.busy_refusals += 1
             raise refused("busy", "the server is behind with its writes", retry_after_ms=500)
         if self._closing:
             raise refused("unavailable", "the server is stopping")
         batch = self._open
-        count = len(batch.records)
-        if count >= self._batch_records or batch.weight >= self._batch_bytes:
+        if batch.records and (len(batch.records) >= self._batch_records or batch.weight >= self._batch_bytes):
             self._full.append(batch)
             batch = self._open = _Batch()
-            count = 0
-        if not count:
+        if not batch.records:
             batch.since = self._monotonic_ms()
         batch.records.append(record)
         batch.sessions.append(session)

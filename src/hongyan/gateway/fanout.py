@@ -21,8 +21,9 @@ from hongyan.protocol.state import Message
 if TYPE_CHECKING:
     from hongyan.gateway.connection import Connection
 
-# Of the payloads made since the last write: past it all are written, so that one connection gathers no more.
+# Of what was told since the last write: past it all is written, so that no connection gathers much more.
 EARLY_BYTES = 256 * 1024
+_OVERHEAD_BYTES = 250  # of a payload beside a message's content
 
 log = structlog.get_logger("hongyan.gateway")
 
@@ -52,8 +53,7 @@ class Fanout:
         self.now_ms = now_ms
         self.snowflake = snowflake
         self._event_max_members = group_event_max_members
-        self._touched: list[Connection] = []  # have something to write (one may be named twice)
-        self._gathered = 0  # bytes of the payloads made since the last write
+        self._touched: set[Connection] = set()  # have something to write
 
     # topics
 
@@ -73,13 +73,15 @@ class Fanout:
 
     def tell(self, told: Iterable[Told]) -> None:
         stored, other = self._stored, self._other
-        answered = accepted = 0
+        answered = accepted = gathered = 0
         for session, record, outcome in told:
             if session:
                 answered += 1
+            gathered += _OVERHEAD_BYTES
             try:
                 if type(outcome) is Message:
                     accepted += 1
+                    gathered += len(outcome.content)
                     stored(session, outcome)
                 else:
                     other(session, record, outcome)
@@ -87,7 +89,8 @@ class Fanout:
                 log.exception("cannot tell an outcome", outcome=type(outcome).__name__)
                 self._cut_off(session, outcome)
             # Between outcomes: writing may close a connection, which changes topics.
-            if self._gathered > EARLY_BYTES:
+            if gathered > EARLY_BYTES:
+                gathered = 0
                 self._flush()
         self.counters.messages_accepted += accepted
         self.in_flight -= answered
@@ -96,14 +99,17 @@ class Fanout:
 
     def refuse(self, sends: Sequence[tuple[int, str]], error: WireError) -> None:
         self.in_flight -= len(sends)
+        gathered = 0
         for session, ref in sends:
+            gathered += _OVERHEAD_BYTES
             connection = self.sessions.get(session)
             if connection is not None:
                 try:
                     self._push(connection, connection.error(error, ref))
                 except Exception:
                     log.exception("cannot refuse a send", session=session)
-            if self._gathered > EARLY_BYTES:
+            if gathered > EARLY_BYTES:
+                gathered = 0
                 self._flush()
         self._flush()
         self.answered()
@@ -164,11 +170,8 @@ class Fanout:
         origin = self.sessions.get(session)
         if origin is not None:
             payload = origin.codec.ack(message.key, address, message.seq, False, message.at, message.id)
-            self._gathered += len(payload)
-            outbox = origin.outbox
-            if not outbox.payloads or outbox.held:
-                self._touched.append(origin)
-            outbox.payloads.append(payload)
+            origin.outbox.payloads.append(payload)
+            self._touched.add(origin)
             self.counters.acks_sent += 1
         to, own = topics.get(address), topics.get(own_address)
         if own is not None and len(own) == 1 and origin in own:
@@ -205,14 +208,14 @@ class Fanout:
         self, to: Set[Connection], address: str, message: Message, origin: Connection | None, own: bool
     ) -> None:
         """Push to all but the origin, encoded once a codec. `own`: they are the sender's."""
-        pushes = len(to) - (origin in to)
-        if not pushes:
-            return
-        self.counters.pushes += pushes
         if len(to) == 1:  # as nearly always in a direct chat
             (only,) = to
-            self._push(only, only.codec.message(address, message, own))
+            if only is not origin:
+                self.counters.pushes += 1
+                only.outbox.payloads.append(only.codec.message(address, message, own))
+                self._touched.add(only)
             return
+        self.counters.pushes += len(to) - (origin in to)
         made: dict[Codec, bytes] = {}
         touched = self._touched
         for connection in to:
@@ -222,11 +225,8 @@ class Fanout:
             payload = made.get(codec)
             if payload is None:
                 payload = made[codec] = codec.message(address, message, own)
-                self._gathered += len(payload)
-            outbox = connection.outbox
-            if not outbox.payloads or outbox.held:
-                touched.append(connection)
-            outbox.payloads.append(payload)
+            connection.outbox.payloads.append(payload)
+            touched.add(connection)
 
     def _group_changed(self, outcome: GroupChanged) -> None:
         for event, user in outcome.events:
@@ -258,14 +258,11 @@ class Fanout:
     # writing
 
     def _push(self, connection: Connection, payload: bytes) -> None:
-        outbox = connection.outbox
-        if not outbox.payloads or outbox.held:
-            self._touched.append(connection)
-        outbox.payloads.append(payload)
-        self._gathered += len(payload)
+        connection.outbox.payloads.append(payload)
+        self._touched.add(connection)
 
     def _flush(self) -> None:
-        touched, self._touched, self._gathered = self._touched, [], 0
+        touched, self._touched = self._touched, set()
         for connection in touched:
             if connection.closed:
                 continue

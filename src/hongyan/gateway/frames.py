@@ -61,6 +61,10 @@ def encode(opcode: int, payload: bytes) -> bytes:
 def messages(binary: bool, payloads: Sequence[bytes]) -> bytes:
     """The frames of text or binary messages, one after the other. Each payload is copied once."""
     heads = _HEADS[binary]
+    if len(payloads) == 1:
+        (payload,) = payloads
+        if len(payload) < _READY:
+            return heads[len(payload)] + payload
     pieces: list[bytes] = []
     for payload in payloads:
         size = len(payload)

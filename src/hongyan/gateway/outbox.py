@@ -72,7 +72,7 @@ class Outbox:
             self._free = self._limit - waiting - len(data)
             if waiting and self._free < 0:
                 return False
-        self._forget()
+        self.payloads = []
         self._transport.write(data)
         return True
 
@@ -83,15 +83,13 @@ class Outbox:
     def release(self, first: bytes | None = None) -> bool:
         """Write the payload `first`, then what was held. False: the peer is too slow."""
         self.held = False
+        self._counted = self._size = 0
         if first is not None:
             self.payloads.insert(0, first)
         return self.flush()
 
     def drop(self) -> None:
         """Forget what is gathered."""
-        self._forget()
         self.held = False
-
-    def _forget(self) -> None:
-        self.payloads = []
         self._counted = self._size = 0
+        self.payloads = []
