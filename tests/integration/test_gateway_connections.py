@@ -458,6 +458,15 @@ async def test_an_expiring_token_ends_the_connection():
         assert (await client.closed())[0] == 4401
 
 
+async def test_a_token_that_expires_during_its_login_ends_the_connection_and_says_why():
+    async with running_gateway(login_timeout_ms=600) as (gateway, engine), client_of(gateway) as client:
+        engine.gate = asyncio.Event()
+        await client.send("login", {"token": "short", "device_id": "d1"})
+        assert (await client.push("error"))["data"]["code"] == "token_expired"
+        assert (await client.closed())[0] == 4401
+        engine.gate.set()
+
+
 async def test_pings_are_answered():
     async with running_gateway() as (gateway, _), client_of(gateway) as client:
         async with asyncio.timeout(5):

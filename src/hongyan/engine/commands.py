@@ -56,7 +56,7 @@ class GroupCommands:
         )
         return {
             "group": done.group, "name": done.name, "join": done.join, "owner": done.owner,
-            "members": done.members, "seq": done.seq, "first_seq": done.first_seq,
+            "members": done.members, "seq": self._seq(done), "first_seq": done.first_seq,
         }  # fmt: skip
 
     async def join(self, user: str, group: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class GroupCommands:
             self._snowflake.next(), now, user, group, limits.max_group_members, limits.max_groups
         )
         done = await self._change(record)
-        return {"group": group, "seq": done.seq, "first_seq": done.first_seq, "members": done.members}
+        return {"group": group, "seq": self._seq(done), "first_seq": done.first_seq, "members": done.members}
 
     async def leave(self, user: str, group: str) -> dict[str, Any]:
         now = self._now_ms()
@@ -79,6 +79,12 @@ class GroupCommands:
         ids = [address[1:] for address in users]
         await self._change(records.Invite(self._snowflake.next(), self._now_ms(), user, group, ids))
         return {"group": group}
+
+    def _seq(self, done: GroupChanged) -> int:
+        """The group's newest `seq`. Who was a member already has been pushed what came behind the request in its
+        batch: the answer must not say less."""
+        of = None if done.events else self._store.conversation(done.group)
+        return of.last_seq if of is not None else done.seq
 
     def _count_membership_change(self, user: str, group: str) -> None:
         key = (user, group)

@@ -233,10 +233,13 @@ class Connection(Peer):
 
     def _overdue(self) -> None:
         for error, ref in self._deferred.overdue() if self._deferred is not None else ():
-            # Past what is held back: a login under way may hold it beyond the ten seconds, and drop it if refused.
-            frame = frames.messages(self.codec.binary, [self.error(error, ref)])
-            if not self.closed and not self.outbox.write_ahead(frame):
-                self.too_slow()
+            self._write_error_ahead(error, ref)
+
+    def _write_error_ahead(self, error: WireError, ref: str | None) -> None:
+        """Past what is held back: a login under way may hold it for more than ten seconds, and drop it if refused."""
+        frame = frames.messages(self.codec.binary, [self.error(error, ref)])
+        if not self.closed and not self.outbox.write_ahead(frame):
+            self.too_slow()
 
     def _drop_deferred(self) -> None:
         """What was deferred is not served, but its acknowledgements hold: only a crash may set a cursor back."""
@@ -322,7 +325,7 @@ class Connection(Peer):
             self.close(frames.BAD_LOGIN, "no login in time")
             return None
         if self.expires_at and now >= self.expires_at:
-            self.write_error(_EXPIRED, None)
+            self._write_error_ahead(_EXPIRED, None)
             self.close(frames.BAD_LOGIN, "token expired")
             return None
         if self._waiting is not None:  # not reading ourselves: alive is a peer that takes what we sent

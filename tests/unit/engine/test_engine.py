@@ -101,7 +101,7 @@ class Gateway:
 async def write_rows(world: World) -> None:
     """What has been acknowledged moves its rows."""
     await world.engine._cursors.note()
-    world.clock.ms += 10_000
+    world.clock.ms += world.settings.cursor_flush_interval_ms
     await world.engine._cursors.move()
 
 
@@ -197,6 +197,28 @@ async def test_without_new_ids_sends_are_unavailable_and_nothing_else_breaks() -
     await world.engine.close()
     assert not world.engine._cursors._seen
     assert world.failures == []
+
+
+@pytest.mark.parametrize("command", ["join", "create"])
+async def test_a_member_who_joins_again_is_told_no_seq_below_what_was_pushed(
+    world: World, command: str
+) -> None:
+    created = await world.engine.create_group(1, "#g", "", "open")
+    assert created["seq"] == 0
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "first")
+    await world.journal.appending.wait()
+    again = (
+        world.engine.join_group(1, "#g")
+        if command == "join"
+        else world.engine.create_group(1, "#g", "", "open")
+    )
+    asking = asyncio.create_task(again)
+    await asyncio.sleep(0)
+    world.send(1, "#g", "in the same batch")
+    world.journal.gate.set()
+    assert (await asking)["seq"] == 1
 
 
 async def test_a_full_disk_refuses_and_service_resumes(world: World) -> None:
