@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     tail_bytes: Positive = 64 * MiB
     store_flush_interval_ms: Positive = 200
     store_sync_interval_ms: Positive = 5000
-    cursor_flush_interval_ms: Count = 10_000
+    cursor_flush_interval_ms: Count = 30_000
     batch_records: Positive = 4096
     batch_bytes: Positive = 1024 * 1024
     max_pending_bytes: Positive = 64 * MiB

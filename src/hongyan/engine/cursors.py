@@ -3,7 +3,7 @@
 An acknowledgement is a dict update. A tick later (a tenth of a second) it is in the journal, in an `Acked` record
 with all others of that tick: so a crash sets a cursor back by a tick and a commit, and no acknowledgement costs an
 fsync of its own (protocol.md, `ack`). The row that it moves is as dear as a message's, and the next acknowledgement
-would move it again. So rows are written some seconds later, in `Cursors` records, mostly for many acknowledgements
+would move it again. So rows are written half a minute later, in `Cursors` records, mostly for many acknowledgements
 at once. Until then memory has them; after a crash the journal does, which is not trimmed past them.
 
 What is gathered belongs to the device, whichever of its sessions acknowledged.
@@ -26,6 +26,7 @@ MAX_ENTRIES = 500  # of either kind in one Cursors record
 MAX_NOTED = 5_000  # in one Acked record, which costs the fold nothing
 A_COMMIT = 100  # rows that one commit moves without harm; each is 5 to 10 µs of the loop's time
 A_LOGIN = 1_000  # rows of several devices that log in for the first time, in one commit
+MAX_HELD = 200_000  # entries, some 30 MB: past it rows move before their time
 CATCH_UP_MS = 100  # of the time since the last commit, what the next one makes up for
 ENTRY_WEIGHT = 150  # bytes of one in memory
 
@@ -186,7 +187,7 @@ class CursorQueue:
             now = self._monotonic_ms()
             due, room = now - self._hold_ms, self._share(now)
             for owner, held in list(islice(self._held.items(), room)):  # each has an entry at least
-                if held.since > due or room <= 0:
+                if (held.since > due and self.size <= MAX_HELD) or room <= 0:
                     break
                 room -= self._take(owner, held, room)
             if not self._moving:
@@ -196,9 +197,11 @@ class CursorQueue:
 
     def _share(self, now: int) -> int:
         """How many rows a commit moves: of what is held the part that comes due in the time since the last one, and
-        half as many again to catch up. So they are spread evenly, however often the server commits."""
+        half as many again to catch up; or a quarter of what is too many. So they are spread evenly, however often the
+        server commits."""
         passed, self._moved_ms = min(now - self._moved_ms, CATCH_UP_MS), now
-        return max(A_COMMIT, self.size * passed * 3 // (2 * self._hold_ms or 1))
+        part = self.size * passed * 3 // (2 * self._hold_ms or 1)
+        return max(A_COMMIT, part, (self.size - MAX_HELD) // 4)
 
     async def flush_user(self, user: str, devices: Iterable[str]) -> None:
         """Write what the user's devices have acknowledged and when they were used: a new device starts where the

@@ -1,4 +1,4 @@
-"""Acknowledgements on their way: into the journal within a tick, into rows ten seconds later, never back."""
+"""Acknowledgements on their way: into the journal within a tick, into rows later, never back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hongyan.engine import cursors
 from hongyan.engine.cursors import A_COMMIT, MAX_NOTED, Acks, CursorQueue
 from hongyan.engine.sessions import Owner
 from hongyan.errors import Refused, refused
@@ -168,6 +169,23 @@ async def test_of_many_rows_a_commit_moves_what_came_due_since_the_last_and_half
     assert sum(moved) == len(rig.log.rows) == count
     assert max(moved[1:]) <= count * commit_ms * 3 // (2 * HOLD_MS), "spread"
     assert moved[1] >= count * commit_ms // HOLD_MS, "faster than they come due"
+
+
+async def test_past_what_may_be_held_the_longest_waiting_rows_move_before_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cursors, "MAX_HELD", 1_000)
+    rig = Rig()
+    for n in range(900):
+        rig.ack(A, f"#g{n}", 1)
+    await rig.tick()
+    assert rig.log.rows == {}
+    for n in range(600):
+        rig.ack(B, f"#g{n}", 1)
+    await rig.tick()
+    await rig.queue.move()
+    assert 1_000 - A_COMMIT < rig.queue.size <= 1_000
+    assert rig.log.rows == {(A, f"#g{n}"): 1 for n in range(1_500 - rig.queue.size)}
 
 
 async def test_the_journal_is_needed_from_the_moment_that_noting_begins() -> None:
