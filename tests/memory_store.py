@@ -11,6 +11,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.offset = 0
         self.full = False
+        self.refusing = False
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.rows: dict[tuple[str, str], Membership] = {}

@@ -56,11 +56,13 @@ async def test_the_tail_is_kept_and_written_once_there_is_space(small_disk: Path
     assert refused_at < 200
     assert walk(store) == rows
     offset = 200
+    assert not store.refusing  # there is room in memory
     while not store.full:
         offset += 1
         store.apply(offset, changes(message("#other", offset - 200)))
         assert offset < 10_000, "never full"
     assert store.on_disk == refused_at
+    assert store.refusing
     newest = store.messages("#other", 1, offset, 1, newest=True)
     assert newest == [message("#other", offset - 200)]
     waiting = asyncio.create_task(store.sync())
@@ -70,6 +72,7 @@ async def test_the_tail_is_kept_and_written_once_there_is_space(small_disk: Path
     async with asyncio.timeout(PATIENCE_S):
         assert await waiting == offset
     assert not store.full
+    assert not store.refusing
     assert not died
     await store.close()
     store = opened()

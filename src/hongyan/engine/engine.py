@@ -153,8 +153,8 @@ class Engine:
 
     @property
     def writable(self) -> bool:
-        """The journal takes what it is given, as far as is known."""
-        return not self._committer.refusing
+        """Journal and store take what they are given, as far as is known."""
+        return not self._committer.refusing and not self._store.refusing
 
     async def close(self) -> None:
         """Write cursors, commit what was admitted, stop. The journal and store stay open."""

@@ -20,6 +20,10 @@ class Store(Protocol):
     def full(self) -> bool:
         """The tail is at its limit: admit says `busy` until it has been written down."""
 
+    @property
+    def refusing(self) -> bool:
+        """Full, and the disk took nothing at the last try: more than a moment's `busy`."""
+
     def apply(self, offset: int, changes: Changes) -> None:
         """Take the changes of the batch that ends at `offset` (> the last). In memory at once,
         on disk later, whole batches in offset order. Never blocks for the disk, never raises for it."""

@@ -119,6 +119,10 @@ class RocksStore(RocksReads):
     def pending_bytes(self) -> int:
         return self._tail.pending_bytes
 
+    @property
+    def refusing(self) -> bool:
+        return self.full and self._failures > 0
+
     def apply(self, offset: int, changes: Changes) -> None:
         self.offset = offset
         if changes.unstored:

@@ -301,7 +301,10 @@ async def test_a_full_tail_says_busy(world: World, monkeypatch: pytest.MonkeyPat
         with pytest.raises(Refused) as refusal:
             world.engine.send(1, "k", "@bob", "text", b'"x"', retry)
         assert refusal.value.error.code == "busy"
-    world.store.full = False
+    assert world.engine.writable  # a moment's `busy` takes no server out of its balancer
+    world.store.refusing = True
+    assert not world.engine.writable
+    world.store.full = world.store.refusing = False
 
 
 async def test_what_the_store_notes_of_refused_sends_goes_with_the_journals_rows() -> None:
