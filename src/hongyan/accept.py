@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from hongyan.address import in_url, peer
+from hongyan.share import Share
 
 BACKLOG = 4096
-A_TURN = 100  # connections taken before the loop does something else
+# What taking a connection costs the loop, in this turn and the next: descriptor, transport, handshake.
+COST_S = 0.0004
 _PAUSE_S = 0.2
 _WILDCARD_V6 = "::"
 
@@ -69,6 +72,7 @@ class Acceptor:
         self._admit = admit
         self._failed = failed or self.gone
         self._loop = asyncio.get_running_loop()
+        self._share = Share(time.monotonic, floor_s=0.002, part=0.25, piece_s=COST_S)
         self._connecting: set[asyncio.Task[None]] = set()
         self._resuming: asyncio.TimerHandle | None = None
 
@@ -97,7 +101,7 @@ class Acceptor:
             self._loop.add_reader(listening, self._ready, listening)
 
     def _ready(self, listening: socket.socket) -> None:
-        for _ in range(A_TURN):
+        while self._share.fits():
             try:
                 connection, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

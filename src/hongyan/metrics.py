@@ -44,6 +44,7 @@ _COUNTERS = {
     "malformed": "malformed messages",
     "logins": "logins that succeeded",
     "logins_failed": "logins refused",
+    "logins_postponed": "logins told to come back later: too many at a time",
     "logins_throttled": "logins refused for too many failures",
     "registrations": "users registered over HTTP",
     "password_logins": "logins over HTTP that succeeded",
@@ -126,6 +127,7 @@ class Counters:
     malformed: int = 0
     logins: int = 0
     logins_failed: int = 0
+    logins_postponed: int = 0
     logins_throttled: int = 0
     registrations: int = 0
     password_logins: int = 0

@@ -327,6 +327,82 @@ async def test_a_login_that_cannot_be_served_for_now_has_as_long_for_the_next(mo
         assert (await client.closed())[0] == 4401
 
 
+class Queue:
+    """The gateway's share for logins, at a standstill until the test lets go of it."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self.waits = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def turn(self) -> None:
+        self.waits.set()
+        await self.go.wait()
+
+    def charge(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def later(self) -> float:
+        return self.wait_s + 1
+
+
+async def test_a_login_that_waits_for_its_turn_is_in_time_and_what_follows_it_waits_too(monkeypatch):
+    async with running_gateway(login_timeout_ms=500) as (gateway, _), client_of(gateway) as client:
+        gateway.logins = queue = Queue(1.0)
+        login = await client.send("login", {"token": "alice", "device_id": "d"})
+        heartbeat = await client.send("heartbeat", {})
+        async with asyncio.timeout(10):
+            await queue.waits.wait()
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + 5)
+        gateway.wheel.turn()
+        queue.go.set()
+        assert (await client.reply(login))["type"] == "login"
+        assert (await client.reply(heartbeat))["type"] == "heartbeat"
+
+
+async def test_one_that_is_closed_while_its_login_waits_is_not_logged_in(monkeypatch):
+    async with running_gateway() as (gateway, engine), client_of(gateway) as client:
+        monkeypatch.setattr(engine, "login", None)
+        gateway.logins = queue = Queue(1.0)
+        await client.send("login", {"token": "alice", "device_id": "d"})
+        async with asyncio.timeout(10):
+            await queue.waits.wait()
+        (connection,) = gateway.sessions.values()
+        connection.close(frames.RESTART, "retry_after_ms=1")
+        assert (await client.closed())[0] == 1012
+        queue.go.set()
+        async with asyncio.timeout(10):
+            await asyncio.wait(gateway._tasks)
+        assert gateway.topics == {}
+
+
+async def test_a_login_that_would_wait_long_is_told_when_to_come_back_and_does(monkeypatch):
+    """On the same connection, which is as long in time as it was told to wait, and not silent meanwhile."""
+    async with (
+        running_gateway(login_timeout_ms=500, heartbeat_interval_ms=1000) as (gateway, _),
+        client_of(gateway) as client,
+    ):
+        gateway.logins = queue = Queue(6.0)
+        error = await client.refused("login", {"token": "alice", "device_id": "d"})
+        assert (error["code"], error["retry"]) == ("busy", "backoff")
+        assert 7000 <= error["retry_after_ms"] <= 8000
+        assert gateway.counters.logins_postponed == 1
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + 7)
+        gateway.wheel.turn()
+        queue.wait_s = 0.0
+        queue.go.set()
+        await client.login("alice", "d")
+
+
+async def test_one_that_was_told_to_come_back_and_does_not_is_closed(monkeypatch):
+    async with running_gateway(login_timeout_ms=500) as (gateway, _), client_of(gateway) as client:
+        gateway.logins = Queue(6.0)
+        await client.refused("login", {"token": "alice", "device_id": "d"})
+        monkeypatch.setattr(gateway.wheel, "_monotonic", lambda: time.monotonic() + 9.5)
+        gateway.wheel.turn()
+        assert (await client.closed())[0] == 4401
+
+
 async def test_failed_logins_are_throttled_but_a_good_token_always_logs_in():
     async with running_gateway(failed_logins_per_minute=2) as (gateway, _):
         codes = []

@@ -344,8 +344,8 @@ class Engine:
     # -- reads -----------------------------------------------------------------------------------
 
     async def sync(self, session: int, limit: int, cursors: Mapping[str, int], page: str | None) -> SyncPage:
-        async with self._reader.place():
-            return await self._reader.sync(self._session(session), limit, cursors, page)
+        async with self._reader.place() as turn:
+            return await self._reader.sync(turn, self._session(session), limit, cursors, page)
 
     async def history(
         self, session: int, conversation: str, before: int | None, after: int | None, limit: int
@@ -354,8 +354,8 @@ class Engine:
             return await self._reader.history(self._session(session), conversation, before, after, limit)
 
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage:
-        async with self._reader.place():
-            return await self._reader.conversations(self._session(session), limit, page)
+        async with self._reader.place() as turn:
+            return await self._reader.conversations(turn, self._session(session), limit, page)
 
     def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None

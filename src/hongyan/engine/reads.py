@@ -1,7 +1,7 @@
 """What a device reads: `sync_offline`, `history`, `conversations`. From the store's merged view.
 
 Walks and pages hand the loop back once `TURN_MS` have passed, so a user with many conversations does not
-hold up live traffic, and no more than `READERS` are under way, so that many users do not either. Whoever
+hold up live traffic, and all reads together have a share of each turn, so that many users do not either. Whoever
 leaves a group meanwhile gets nothing more of it: what was collected before is looked at once more.
 """
 
@@ -19,14 +19,15 @@ from hongyan.errors import Refused, Retry, WireError, refused
 from hongyan.link.base import ConversationItem, ConversationsPage, HistoryPage, Item, SyncPage
 from hongyan.protocol.names import address_for, conversation_key
 from hongyan.protocol.state import Conversation, Membership, Message
+from hongyan.share import Share
 from hongyan.store.base import Store
 
 SLICE = 100  # rows of a walk that are read in one go
 TURN_MS = 2  # of the loop's time, then others have theirs; a slice or a conversation's messages come on top
 # Reads under way at a time; the others wait, in order. They wait for nothing but the loop, so more would not be
-# faster: those who all come back after a restart would only make each turn of the loop longer for everybody. Eight
-# take 16 ms of one, and a commit some five turns; with fewer, a few long reads would stand before every short one.
+# faster; with fewer, a few long reads would stand before every short one.
 READERS = 8
+PART = 0.25  # of each turn of the loop is all reads' together, `TURN_MS` of it at least
 PAGE_BYTES = 256 * 1024  # items of one reply (protocol.md, "Cursors and sync")
 # A sync remembers where this many conversations with news began, then walks on from there: a bound on
 # what one connection can make the server hold (two strings and an int each).
@@ -51,11 +52,12 @@ def item_bytes(message: Message) -> int:
 
 
 class Turn:
-    """A read's share of the loop. `await turn.end()` where `turn.over` says so."""
+    """A read's turn on the loop. `await turn.end()` where `turn.over` says so."""
 
-    __slots__ = ("_began", "_now_ms", "ended")
+    __slots__ = ("_began", "_now_ms", "_share", "ended")
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
+    def __init__(self, share: Share, now_ms: Callable[[], int]) -> None:
+        self._share = share
         self._now_ms = now_ms
         self._began = now_ms()
         self.ended = False  # at least once: anything may have happened in between
@@ -64,14 +66,18 @@ class Turn:
     def over(self) -> bool:
         return self._now_ms() - self._began >= TURN_MS
 
+    def charge(self) -> None:
+        self._share.charge((self._now_ms() - self._began) / 1000)
+
     async def end(self) -> None:
         self.ended = True
-        await asyncio.sleep(0)
+        self.charge()
+        await self._share.turn()
         self._began = self._now_ms()
 
 
 class Reader:
-    """Read side of the engine. Every call checks membership anew; the caller holds a `place`."""
+    """Read side of the engine. Every call checks membership anew; the caller holds a `place`, and passes its turn."""
 
     def __init__(
         self, store: Store, acked: Callable[[Owner, str], int], monotonic_ms: Callable[[], int]
@@ -81,16 +87,19 @@ class Reader:
         self._acked = acked
         self._monotonic_ms = monotonic_ms
         self._places = asyncio.Semaphore(READERS)
+        piece_s = TURN_MS / 1000
+        self._share = Share(lambda: monotonic_ms() / 1000, floor_s=piece_s, part=PART, piece_s=piece_s / 4)
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Wait for one of the `READERS` places, first come, first served. It is free again once the loop has turned:
-        short reads must not follow each other in one turn without end."""
-        await self._places.acquire()
-        try:
-            yield
-        finally:
-            asyncio.get_running_loop().call_soon(self._places.release)
+    async def place(self) -> AsyncIterator[Turn]:
+        """Wait for one of the `READERS` places and for a turn, first come, first served."""
+        async with self._places:
+            await self._share.turn()
+            turn = Turn(self._share, self._monotonic_ms)
+            try:
+                yield turn
+            finally:
+                turn.charge()
 
     def cursor(self, session: Session, key: str, row: Membership) -> int:
         """The highest seq that this device has acknowledged, `first_seq` - 1 at least."""
@@ -118,9 +127,8 @@ class Reader:
         return row is not None and row.position > 0 and row.first_seq <= seq
 
     async def sync(
-        self, session: Session, limit: int, cursors: Mapping[str, int], page: str | None
+        self, turn: Turn, session: Session, limit: int, cursors: Mapping[str, int], page: str | None
     ) -> SyncPage:
-        turn = Turn(self._monotonic_ms)
         if page is None:
             sync = session.sync = await self._begin_sync(session, turn, cursors, "")
             index, after, high = 0, -1, -1
@@ -221,10 +229,11 @@ class Reader:
         more = bool(messages) and (messages[0].seq > low if newest else messages[-1].seq < high)
         return HistoryPage([Item(address, message, message.sender == user) for message in messages], more)
 
-    async def conversations(self, session: Session, limit: int, page: str | None) -> ConversationsPage:
+    async def conversations(
+        self, turn: Turn, session: Session, limit: int, page: str | None
+    ) -> ConversationsPage:
         """Newest first; a page's token is a place in that order, so it holds on any connection."""
         place = _conversations_place(page) if page is not None else None
-        turn = Turn(self._monotonic_ms)
         newest: list[tuple[int, str]] = []  # a heap: the oldest of them is the first to go
         async for key, row, of in self._rows(session.user, turn):
             at = of.last_at if of is not None and of.last_seq >= row.first_seq else row.joined_at

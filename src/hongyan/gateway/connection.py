@@ -297,8 +297,13 @@ class Connection(Peer):
         self.outbox.drop()
         self.user = self.device = ""
         self.expires_at = 0.0
-        # It was in time, with a token that is good: another attempt has as long again.
-        self._login_deadline = self.wire.wheel.now + self.gateway.settings.login_timeout_ms / 1000
+        self.login_later(0.0)  # it was in time, with a token that is good: another attempt has as long again
+
+    def login_later(self, wait_s: float) -> None:
+        """The next attempt may come in so many seconds, and has as long as the first."""
+        now = self.wire.wheel.now
+        self._login_deadline = now + wait_s + self.gateway.settings.login_timeout_ms / 1000
+        self.last_seen = max(self.last_seen, now + wait_s)  # it has been told to be silent
         self.wire.wheel.schedule(self.wire, min(self._login_deadline, self._silence_deadline()))
 
     def login_accepted(self, groups: Sequence[str], answer: bytes) -> None:
@@ -320,7 +325,8 @@ class Connection(Peer):
 
     def on_deadline(self, now: float) -> float | None:
         """The wheel's question: what is due, and when to ask again."""
-        if self.state is State.CONNECTED and now >= self._login_deadline:
+        strange = self.state is State.CONNECTED and not self._busy  # else its login waits for its turn
+        if strange and now >= self._login_deadline:
             self.gateway.counters.login_timeouts += 1
             self.close(frames.BAD_LOGIN, "no login in time")
             return None
@@ -340,7 +346,7 @@ class Connection(Peer):
             self.close(frames.SILENT, "no sign of life")
             return None
         deadline = min(silence, self.expires_at) if self.expires_at else silence
-        return min(deadline, self._login_deadline) if self.state is State.CONNECTED else deadline
+        return min(deadline, self._login_deadline) if strange else deadline
 
     def on_end(self, flush: bool) -> None:
         """Out of every table, at once: a peer that never reads its close frame holds nothing."""

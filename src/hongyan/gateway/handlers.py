@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Later = Coroutine[Any, Any, bytes | None]  # the payload of the answer, None where it has been written
 Handler = Callable[["Connection", Any], Later | None]
 
+LOGIN_WAIT_S = 3.0  # for a turn, at most: a client gives a login some ten seconds
 _CLOSES = {"bad_token", "token_expired", "limit_exceeded", "rate_limited"}
 
 
@@ -51,26 +53,29 @@ def presence(connection: Connection, request: Presence) -> None:
 
 
 def login(connection: Connection, request: Login) -> Later | None:
-    """Verify, then let the engine decide. The throttle is asked only about tokens that do not verify."""
+    """Wait for a turn, or send away whom that would take too long: after a restart everybody comes at once."""
     gateway = connection.gateway
-    try:
-        claims = gateway.verifier.verify(request.data.token)
-    except Refused as refusal:
-        error = refusal.error
-        if error.code == "bad_token":
-            wait = gateway.failed_logins.fail(connection.address, gateway.monotonic())
-            if wait:
-                gateway.counters.logins_throttled += 1
-                text = "too many failed logins from this address"
-                error = WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1)
-        _refuse_login(connection, error, request.message_id)
+    if gateway.logins.wait_s > LOGIN_WAIT_S:
+        wait = gateway.logins.later() + random.random()
+        connection.login_later(wait)
+        text = "too many logins at a time"
+        gateway.counters.logins_postponed += 1
+        _refuse_login(
+            connection, WireError("busy", text, retry_after_ms=int(wait * 1000)), request.message_id
+        )
         return None
-    connection.begin_login(claims.user, request.data.device_id, claims.expires_at_ms)
     return _log_in(connection, request)
 
 
 async def _log_in(connection: Connection, request: Login) -> bytes | None:
+    """Verify, then let the engine decide."""
     gateway, settings = connection.gateway, connection.gateway.settings
+    await gateway.logins.turn()
+    began = gateway.monotonic()
+    verified = _verify(connection, request)
+    gateway.logins.charge(gateway.monotonic() - began)
+    if not verified:
+        return None
     try:
         session_id = await gateway.engine.login(
             connection.session, connection.user, request.data.device_id, request.data.platform
@@ -96,6 +101,28 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
     }
     connection.login_accepted(groups, _answer(connection, "login", request.message_id, answer))
     return None
+
+
+def _verify(connection: Connection, request: Login) -> bool:
+    """Whether the connection is there and its token good; from there on the login is under way. The throttle is asked
+    only about tokens that are not."""
+    gateway = connection.gateway
+    if connection.closed:
+        return False
+    try:
+        claims = gateway.verifier.verify(request.data.token)
+    except Refused as refusal:
+        error = refusal.error
+        if error.code == "bad_token":
+            wait = gateway.failed_logins.fail(connection.address, gateway.monotonic())
+            if wait:
+                gateway.counters.logins_throttled += 1
+                text = "too many failed logins from this address"
+                error = WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1)
+        _refuse_login(connection, error, request.message_id)
+        return False
+    connection.begin_login(claims.user, request.data.device_id, claims.expires_at_ms)
+    return True
 
 
 def _refuse_login(connection: Connection, error: WireError, ref: str | None) -> None:

@@ -26,6 +26,7 @@ from hongyan.ids import Snowflake
 from hongyan.link.base import EngineApi
 from hongyan.metrics import Counters
 from hongyan.protocol.codec import JSON, SUBPROTOCOLS, Codec
+from hongyan.share import Share
 
 PATH = "/ws"
 HANDSHAKE_S = 10.0
@@ -71,6 +72,7 @@ class Gateway(Fanout):
             settings.max_outbound_bytes, self._wires, lambda: counters.hit("max_outbound_bytes")
         )
         self.wheel.each_turn = self._look
+        self.logins = Share(monotonic, floor_s=0.002, part=0.25, piece_s=0.0005)
         self.failed_logins = FailedLogins(settings.failed_logins_per_minute)
         self.draining = False
         self.next_session = itertools.count(1).__next__
@@ -166,7 +168,10 @@ class Gateway(Fanout):
             if not self.draining:
                 self.counters.hit("max_unauthenticated" if total else "max_unauthenticated_per_address")
             self._count(wire, address)  # until it is gone: else there would be no end of those
-            return _refusal(503, b"too many connections that have not logged in\n", {"Retry-After": "5"})
+            after = 1 + int(self.logins.wait_s) + random.randrange(5)  # not all at once
+            return _refusal(
+                503, b"too many connections that have not logged in\n", {"Retry-After": str(after)}
+            )
         self._count(wire, address)
         if "upgrade" in _tokens(headers.getall("Connection", [])):
             headers["Connection"] = (

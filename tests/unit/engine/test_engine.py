@@ -13,7 +13,7 @@ from hongyan.config import Settings
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
 from hongyan.engine.presence import PUSHES, Presence
-from hongyan.engine.reads import READERS, TURN_MS
+from hongyan.engine.reads import TURN_MS
 from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
@@ -445,7 +445,7 @@ async def test_a_replaced_connection_hands_over_what_it_had_read(world: World) -
     assert world.engine.presence(2, ["@alice"], None)["@alice"].online
 
 
-async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_loop(world: World) -> None:
+async def test_reads_of_many_together_have_a_share_of_each_turn_of_the_loop(world: World) -> None:
     """In order of arrival; and who has gone while it waited costs nothing."""
     loop, memberships = asyncio.get_running_loop(), world.store.memberships
     turns = [0]  # how often reads went on, for each turn of the loop
@@ -475,7 +475,8 @@ async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_lo
     world.engine.logout(1)
     await asyncio.wait(reads)
     next_turn.cancel()
-    assert max(turns) == READERS
+    assert max(turns) <= 4, "before any has been measured"
+    assert max(turns[20:]) == 1, "each takes all that there is"
     assert done == sorted(done)
     with pytest.raises(Refused, match="not logged in"):
         await late

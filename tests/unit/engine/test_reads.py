@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hongyan.engine import reads
-from hongyan.engine.reads import PAGE_BYTES, SLICE, TURN_MS, Reader, item_bytes
+from hongyan.engine.reads import PAGE_BYTES, SLICE, TURN_MS, Reader, Turn, item_bytes
 from hongyan.engine.sessions import Session
 from hongyan.errors import Refused
 from hongyan.protocol.names import direct_key
@@ -31,6 +31,9 @@ class World:
         self.store.apply(1, changes)
         self.session = Session(1, "alice", "d", 1, "s")
 
+    def turn(self) -> Turn:
+        return Turn(self.reader._share, self.reader._monotonic_ms)
+
     def fill(self, sender: str, key: str, count: int, content: bytes = b'"x"', first_seq: int = 1) -> None:
         changes = Changes()
         last = (self.store.conversation(key) or Conversation(0, 0)).last_seq
@@ -45,7 +48,7 @@ class World:
         got: list[tuple[str, int]] = []
         page = None
         while True:
-            reply = await self.reader.sync(self.session, limit, cursors or {}, page)
+            reply = await self.reader.sync(self.turn(), self.session, limit, cursors or {}, page)
             assert len(reply.items) <= limit
             got += [(item.conversation, item.message.seq) for item in reply.items]
             page = reply.page
@@ -91,10 +94,10 @@ async def test_acks_and_new_messages_do_not_change_a_sync_under_way() -> None:
     world = World()
     world.fill("bob", "#g", 2)
     world.fill("bob", AB, 3)
-    first = await world.reader.sync(world.session, 1, {}, None)
+    first = await world.reader.sync(world.turn(), world.session, 1, {}, None)
     world.acks.update({AB: 3, "#g": 2})
     world.fill("bob", "#g", 1)
-    rest = await world.reader.sync(world.session, 500, {}, first.page)
+    rest = await world.reader.sync(world.turn(), world.session, 500, {}, first.page)
     got = [(item.conversation, item.message.seq) for item in (*first.items, *rest.items)]
     assert got == [("#g", 1), ("#g", 2), ("@bob", 1), ("@bob", 2), ("@bob", 3)], "the third of #g is a push"
 
@@ -103,11 +106,11 @@ async def test_leaving_ends_a_conversation_inside_a_sync() -> None:
     world = World()
     world.fill("bob", "#g", 5)
     world.fill("bob", AB, 1)
-    first = await world.reader.sync(world.session, 2, {}, None)
+    first = await world.reader.sync(world.turn(), world.session, 2, {}, None)
     changes = Changes()
     changes.memberships["alice", "#g"] = None
     world.store.apply(world.store.offset + 1, changes)
-    rest = await world.reader.sync(world.session, 500, {}, first.page)
+    rest = await world.reader.sync(world.turn(), world.session, 500, {}, first.page)
     assert [(item.conversation, item.message.seq) for item in rest.items] == [("@bob", 1)]
 
 
@@ -129,9 +132,9 @@ async def test_leaving_ends_a_conversation_inside_a_sync() -> None:
 async def test_a_foreign_page_is_refused_with_after_sync(page: str) -> None:
     world = World()
     world.fill("bob", AB, 3)
-    await world.reader.sync(world.session, 1, {}, None)
+    await world.reader.sync(world.turn(), world.session, 1, {}, None)
     with pytest.raises(Refused) as refusal:
-        await world.reader.sync(world.session, 1, {}, page)
+        await world.reader.sync(world.turn(), world.session, 1, {}, page)
     assert (refusal.value.error.code, refusal.value.error.retry.value) == ("invalid_field", "after_sync")
 
 
@@ -141,7 +144,7 @@ async def test_pages_are_bounded_in_bytes_but_hold_one_item() -> None:
     world.fill("bob", AB, 7, big)
     page, sizes = None, []
     while True:
-        reply = await world.reader.sync(world.session, 500, {}, page)
+        reply = await world.reader.sync(world.turn(), world.session, 500, {}, page)
         sizes.append(len(reply.items))
         assert sum(item_bytes(item.message) for item in reply.items) <= PAGE_BYTES
         if (page := reply.page) is None:
@@ -196,7 +199,7 @@ async def test_conversations_newest_first(limit: int) -> None:
     world.fill("bob", "#empty-for-alice", 9, first_seq=10)
     names, page = [], None
     while True:
-        reply = await world.reader.conversations(world.session, limit, page)
+        reply = await world.reader.conversations(world.turn(), world.session, limit, page)
         names += [
             (item.conversation, item.last_message and item.last_message.message.seq) for item in reply.items
         ]
@@ -204,7 +207,7 @@ async def test_conversations_newest_first(limit: int) -> None:
             break
     assert names == [("@carol", 5), ("@bob", 1), ("#empty-for-alice", None)]
     with pytest.raises(Refused):
-        await world.reader.conversations(world.session, 1, "!!")
+        await world.reader.conversations(world.turn(), world.session, 1, "!!")
 
 
 class Ticking(World):
@@ -229,8 +232,11 @@ class Ticking(World):
 async def read(world: World, what: str, limit: int = 500) -> list[str]:
     """The conversations of which a page of everything has a message."""
     if what == "sync":
-        return [item.conversation for item in (await world.reader.sync(world.session, limit, {}, None)).items]
-    page = await world.reader.conversations(world.session, limit, None)
+        return [
+            item.conversation
+            for item in (await world.reader.sync(world.turn(), world.session, limit, {}, None)).items
+        ]
+    page = await world.reader.conversations(world.turn(), world.session, limit, None)
     return [item.conversation for item in page.items if item.last_message is not None]
 
 
@@ -299,7 +305,7 @@ async def test_conversations_of_one_time_are_each_on_one_page(limit: int) -> Non
         world.fill("bob", f"#g{n}", 1)
     names, page = [], None
     while True:
-        reply = await world.reader.conversations(world.session, limit, page)
+        reply = await world.reader.conversations(world.turn(), world.session, limit, page)
         assert len(reply.items) <= limit
         names += [item.conversation for item in reply.items]
         if (page := reply.page) is None:
@@ -313,7 +319,7 @@ async def test_pages_of_conversations_are_bounded_in_bytes() -> None:
         world.fill("bob", f"#g{n}", 1, b'"' + b"x" * 100_000 + b'"')
     names, page, sizes = [], None, []
     while True:
-        reply = await world.reader.conversations(world.session, 500, page)
+        reply = await world.reader.conversations(world.turn(), world.session, 500, page)
         names += [item.conversation for item in reply.items]
         sizes.append(len(reply.items))
         if (page := reply.page) is None:
