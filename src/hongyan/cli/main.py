@@ -10,16 +10,20 @@ from hongyan.cli.token import token
 
 
 class _Commands(click.Group):
-    """`chat` is loaded when it is asked for: the server needs none of its libraries."""
+    """`chat` and `bench` are loaded when they are asked for: the server needs none of their libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["serve", "chat", "token"]
+        return ["serve", "chat", "token", "bench"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "chat":
             from hongyan.cli.chat import chat
 
             return chat
+        if cmd_name == "bench":
+            from hongyan.cli.bench import bench
+
+            return bench
         return super().get_command(ctx, cmd_name)
 
 
