@@ -15,7 +15,7 @@ AUTOBAHN_RUNNER ?= ../shared/tools/autobahn/run
 
 .PHONY: help
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: setup ## set up what is missing, then serve on ws://127.0.0.1:8080/ws (Ctrl-C stops)
@@ -74,7 +74,11 @@ test-long: setup-dev ## crash rounds, fuzzing and soak at full length (many minu
 	@HONGYAN_TEST_LONG=1 $(BIN)/python -m pytest -q $(ARGS)
 
 .PHONY: bench
-bench: setup ## the figures in the README (needs cc): make bench ARGS="--wsload PATH"
+bench: setup ## the standard loads beside the bare relay, in under five minutes (docs/benchmarks.md)
+	@$(BIN)/python scripts/benchmark/standard.py $(ARGS)
+
+.PHONY: bench-prototype
+bench-prototype: setup ## one server beside a stripped prototype (needs cc): ARGS="--wsload PATH --references DIR"
 	@$(BIN)/python scripts/benchmark/run.py $(ARGS)
 
 .PHONY: autobahn
