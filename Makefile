@@ -81,6 +81,10 @@ bench: setup ## the standard loads beside the bare relay, in under five minutes 
 bench-prototype: setup ## one server beside a stripped prototype (needs cc): ARGS="--wsload PATH --references DIR"
 	@$(BIN)/python scripts/benchmark/run.py $(ARGS)
 
+.PHONY: soak
+soak: setup ## an hour of traffic: nothing lost, memory, descriptors and latency flat: ARGS="--minutes 10"
+	@$(BIN)/python scripts/test/soak.py $(ARGS)
+
 .PHONY: autobahn
 autobahn: setup-dev ## RFC 6455 conformance of the frame layer, against an echo listener
 	@PYTHON=$(abspath $(BIN)/python) bash scripts/test/autobahn.sh $(AUTOBAHN_RUNNER) $(ARGS)

@@ -110,8 +110,9 @@ class Client(WSListener):
         await self.ask("login", {"token": self.token, "device_id": "bench"})
 
     def leave(self) -> None:
-        """End the connection, of our own accord."""
-        self.leaving = True
+        """End the connection, of our own accord. From the next login until its sync pushes may be ahead; they come with
+        the login's answer, before anybody has heard of that."""
+        self.leaving = self.syncing = self.ledger.catching_up = True
         if self._ws is not None:
             self._ws.disconnect()
 

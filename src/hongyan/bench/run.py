@@ -35,7 +35,8 @@ class Run:
         self._plan = replace(plan, processes=processes)
         self._server = server
         self._progress = progress
-        self._pipes: list[Connection] = []
+        self._pipes: list[Connection] = []  # what the children say
+        self._tells: list[Connection] = []  # what they are told
         self._children: list[BaseProcess] = []
         self._arrived: list[tuple[str, tuple[int, int]]] = []
         self._seconds: dict[int, list[Summary]] = {}
@@ -54,11 +55,16 @@ class Run:
             self._memory = [self._server.memory_bytes()] * 2
         try:
             for part in self._parts:
-                ours, theirs = context.Pipe()
-                child = context.Process(target=worker.main, args=(part, theirs), daemon=True)
+                # One for each direction: the child's event loop makes non-blocking what it reads from, and a long
+                # report must not be cut off.
+                said, says = context.Pipe(duplex=False)
+                told, tells = context.Pipe(duplex=False)
+                child = context.Process(target=worker.main, args=(part, told, says), daemon=True)
                 child.start()
-                theirs.close()
-                self._pipes.append(ours)
+                says.close()
+                told.close()
+                self._pipes.append(said)
+                self._tells.append(tells)
                 self._children.append(child)
             self._serve()
         except KeyboardInterrupt:
@@ -74,8 +80,8 @@ class Run:
                 assert isinstance(pipe, Connection)
                 try:
                     message = pipe.recv()
-                except EOFError:
-                    raise RunFailed("a process of the load generator died") from None
+                except (EOFError, OSError):
+                    raise RunFailed(f"a process of the load generator died ({self._codes()})") from None
                 if self._take(message):
                     waiting.remove(pipe)
 
@@ -117,8 +123,15 @@ class Run:
         if name == "counted":
             answer = self._missing = sum(owed - got for _, (owed, got) in arrived)
         self._progress(name, 0)
-        for pipe in self._pipes:
+        for pipe in self._tells:
             pipe.send(answer)
+
+    def _codes(self) -> str:
+        for child in self._children:
+            child.join(1)
+        return ", ".join(
+            f"exit code {child.exitcode}" for child in self._children if child.exitcode is not None
+        )
 
     def _cpu(self) -> float:
         return self._server.cpu_seconds() if self._server is not None else 0.0
@@ -129,7 +142,7 @@ class Run:
             if child.is_alive():
                 child.kill()
                 child.join()
-        for pipe in self._pipes:
+        for pipe in (*self._pipes, *self._tells):
             pipe.close()
 
     def _result(self, interrupted: bool) -> Result:

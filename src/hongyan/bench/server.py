@@ -26,6 +26,10 @@ class ServerProcess:
         """What is theirs, shared pages divided among those who share them (PSS)."""
         return sum(_pss(pid) for pid in self._pids())
 
+    def open_files(self) -> int:
+        """Descriptors of all of them."""
+        return sum(_descriptors(pid) for pid in self._pids())
+
     def _pids(self) -> list[int]:
         children: dict[int, list[int]] = {}
         for entry in PROC.iterdir():
@@ -57,6 +61,13 @@ def _stat(pid: int) -> list[str]:
 def _cpu(pid: int) -> float:
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / TICKS if fields else 0.0
+
+
+def _descriptors(pid: int) -> int:
+    try:
+        return len(list((PROC / str(pid) / "fd").iterdir()))
+    except OSError:
+        return 0
 
 
 def _pss(pid: int) -> int:

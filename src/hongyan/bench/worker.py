@@ -35,7 +35,7 @@ class Failed(Exception):
 class Worker:
     """The parent is told ("phase", name), ("second", number, summary), and at last ("done", result)."""
 
-    def __init__(self, plan: Plan, pipe: Connection) -> None:
+    def __init__(self, plan: Plan, told: Connection, pipe: Connection) -> None:
         self.plan = plan
         self.first = plan.first
         self.random = random.Random(plan.seed * 1000 + plan.process)
@@ -44,6 +44,7 @@ class Worker:
         self.clients = [Client(self, plan.first + n) for n in range(plan.count)]
         self.problems: list[str] = []
         self.totals: dict[str, int] = {}
+        self._told = told
         self._pipe = pipe
         self._touched: list[Client] = []
         self._go: asyncio.Queue[Any] = asyncio.Queue()
@@ -179,13 +180,13 @@ class Worker:
     def heard(self, _: object = None) -> None:
         """The parent says go, or has gone."""
         try:
-            while self._pipe.poll():
-                self._go.put_nowait(self._pipe.recv())
+            while self._told.poll():
+                self._go.put_nowait(self._told.recv())
         except (EOFError, OSError):
             raise SystemExit(1) from None
 
     async def run(self, scenario: Callable[[Worker], Awaitable[dict[str, Any]]]) -> None:
-        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self.heard)
+        asyncio.get_running_loop().add_reader(self._told.fileno(), self.heard)
         gc.freeze()
         gc.set_threshold(50_000, 50, 50)
         result = await scenario(self)
@@ -205,7 +206,7 @@ class Worker:
         )
 
 
-def main(plan: Plan, pipe: Connection) -> None:
+def main(plan: Plan, told: Connection, pipe: Connection) -> None:
     """Of the child process."""
     from hongyan.bench.scenarios import SCENARIOS
 
@@ -213,7 +214,7 @@ def main(plan: Plan, pipe: Connection) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        uvloop.run(Worker(plan, pipe).run(SCENARIOS[plan.scenario]))
+        uvloop.run(Worker(plan, told, pipe).run(SCENARIOS[plan.scenario]))
     except BaseExceptionGroup as group:
         _fail(pipe, group.exceptions[0])
     except (Exception, SystemExit) as error:
