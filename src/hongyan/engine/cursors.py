@@ -25,8 +25,10 @@ from hongyan.protocol.records import Acked, Cursors
 MAX_ENTRIES = 500  # of either kind in one Cursors record
 MAX_NOTED = 5_000  # in one Acked record, which costs the fold nothing
 A_COMMIT = 100  # rows that one commit moves without harm; each is 5 to 10 µs of the loop's time
-A_LOGIN = 1_000  # rows of several devices that log in for the first time, in one commit
-MAX_HELD = 200_000  # entries, some 30 MB: past it rows move before their time
+MOST = 1_000  # rows that one commit moves at most, whatever waits
+# Entries, 26 MB where a device has twenty, 100 MB where each is another device's: past it rows move before their time,
+# as soon as moves are taken (while the server is `busy` there may be more).
+MAX_HELD = 200_000
 CATCH_UP_MS = 100  # of the time since the last commit, what the next one makes up for
 ENTRY_WEIGHT = 150  # bytes of one in memory
 
@@ -56,11 +58,14 @@ class CursorQueue:
         now_ms: Callable[[], int],
         monotonic_ms: Callable[[], int],
         folded: Callable[[], int],
+        behind: Callable[[], bool],
         hold_ms: int,
     ) -> None:
-        """`folded`: the newest offset that has been folded. `hold_ms`: how long rows wait."""
+        """`folded`: the newest offset that has been folded. `behind`: moves would be refused. `hold_ms`: how long rows
+        wait."""
         self._submit = submit
         self._folded = folded
+        self._behind = behind
         self._hold_ms = hold_ms
         self._new_id = new_id
         self._now_ms = now_ms
@@ -70,7 +75,8 @@ class CursorQueue:
         self._noting: dict[Owner, Acks] = {}  # the same, in records being committed
         self._noting_after = 0  # these come after that offset
         self._held: dict[Owner, Held] = {}  # in the journal, not in the rows; offsets ascend, and so do times
-        self._moving: dict[Owner, Held] = {}  # the same, in records being committed
+        # The same, in records being committed, or to be committed again: one commit's at most.
+        self._moving: dict[Owner, Held] = {}
         self._moved_ms = 0  # when rows were last moved
         self.size = 0  # entries that are held
         self._seen: dict[Owner, int] = {}
@@ -125,7 +131,8 @@ class CursorQueue:
             ):
                 return
             seen = self._take_seen(theirs)
-            seen += self._take_seen(list(islice(self._seen, None if all_seen else MAX_ENTRIES)))
+            if not self._behind():
+                seen += self._take_seen(list(islice(self._seen, None if all_seen else MAX_ENTRIES)))
             self._noting, self.gathered = self.gathered, {}
             self._noting_after = self._folded()
             now = self._now_ms()
@@ -135,20 +142,36 @@ class CursorQueue:
                     Cursors(self._new_id(), now, [], seen[at : at + MAX_ENTRIES])
                     for at in range(0, len(seen), MAX_ENTRIES)
                 ]
-                outcomes = await self._submit_all([*noted, *used], always=True)
+                # What is noted changes no row, and is taken while the store is full; when a device was used does.
+                outcomes, refusal = await asyncio.gather(
+                    self._submit_all(noted, always=True), self._submit_all(used, always=False),
+                    return_exceptions=True,
+                )  # fmt: skip
             except BaseException:  # cancelled, too: it may be written, and again does no harm
-                for user, device, at in seen:
-                    self._seen.setdefault((user, device), at)
-                noting, self._noting = self._noting, {}
-                for owner, acks in noting.items():
-                    _raise(self.of(owner), acks)
+                self._put_back(seen)
                 raise
+            if isinstance(refusal, BaseException):
+                self._put_back(seen, noted=False)
+            if isinstance(outcomes, BaseException):
+                self._put_back([])
+                raise outcomes
             noting, self._noting = self._noting, {}
             offset = min([outcome.offset for outcome in outcomes if isinstance(outcome, Noted)], default=0)
             since = self._monotonic_ms()
             for owner, acks in noting.items():
                 if acks:  # (an acknowledgement of nothing new leaves a place for one)
                     self._hold(owner, acks, offset, since)
+            if isinstance(refusal, BaseException):
+                raise refusal
+
+    def _put_back(self, seen: list[Seen], noted: bool = True) -> None:
+        """For the next time."""
+        for user, device, at in seen:
+            self._seen.setdefault((user, device), at)
+        if noted:
+            noting, self._noting = self._noting, {}
+            for owner, acks in noting.items():
+                _raise(self.of(owner), acks)
 
     def restore(self, record: Acked | Cursors, offset: int) -> None:
         """Take in again what stands in the journal at `offset` (start-up; in the journal's order)."""
@@ -182,26 +205,32 @@ class CursorQueue:
                 pass
 
     async def _move_due(self) -> bool:
-        """One commit's share. Raises Refused. False: nothing is due."""
+        """One commit's share. Raises Refused. False: nothing is due, or would be taken."""
         async with self._move_lock:
-            now = self._monotonic_ms()
-            due, room = now - self._hold_ms, self._share(now)
-            for owner, held in list(islice(self._held.items(), room)):  # each has an entry at least
-                if (held.since > due and self.size <= MAX_HELD) or room <= 0:
-                    break
-                room -= self._take(owner, held, room)
+            if self._behind():
+                return False
+            if not self._moving:  # else it was refused
+                self._take_due()
             if not self._moving:
                 return False
             await self._move()
             return True
 
+    def _take_due(self) -> None:
+        now = self._monotonic_ms()
+        due, room = now - self._hold_ms, self._share(now)
+        for owner, held in list(islice(self._held.items(), room)):  # each has an entry at least
+            if (held.since > due and self.size <= MAX_HELD) or room <= 0:
+                break
+            room -= self._take(owner, held, room)
+
     def _share(self, now: int) -> int:
         """How many rows a commit moves: of what is held the part that comes due in the time since the last one, and
-        half as many again to catch up; or a quarter of what is too many. So they are spread evenly, however often the
-        server commits."""
+        half as many again to catch up; or as many as it can where too much is held. So they are spread evenly, however
+        often the server commits."""
         passed, self._moved_ms = min(now - self._moved_ms, CATCH_UP_MS), now
         part = self.size * passed * 3 // (2 * self._hold_ms or 1)
-        return max(A_COMMIT, part, (self.size - MAX_HELD) // 4)
+        return min(max(A_COMMIT, part, self.size - MAX_HELD), MOST)
 
     async def flush_user(self, user: str, devices: Iterable[str]) -> None:
         """Write what the user's devices have acknowledged and when they were used: a new device starts where the
@@ -211,21 +240,23 @@ class CursorQueue:
         self._wanted |= owners
         try:
             async with self._move_lock:
-                room = A_LOGIN
-                for owner in owners & self._held.keys():
-                    room -= self._take(owner, self._held[owner])
-                if not self._moving:  # there was nothing, or it went with another's
-                    return
-                for owner in (self._wanted - owners) & self._held.keys():
-                    if len(self._held[owner].acks) <= room:
-                        room -= self._take(owner, self._held[owner])
-                await self._move()
+                if self._moving:  # it was refused, and may be theirs
+                    await self._move()
+                while theirs := owners & self._held.keys():
+                    room = MOST
+                    for owner in theirs:
+                        if room > 0:
+                            room -= self._take(owner, self._held[owner], room)
+                    for owner in (self._wanted - owners) & self._held.keys():
+                        if len(self._held[owner].acks) <= room:
+                            room -= self._take(owner, self._held[owner], room)
+                    await self._move()
         finally:
             self._wanted -= owners
 
-    def _take(self, owner: Owner, held: Held, room: int | None = None) -> int:
+    def _take(self, owner: Owner, held: Held, room: int) -> int:
         """Have the device's entries move, up to `room`. Returns how many do."""
-        if room is None or len(held.acks) <= room:
+        if len(held.acks) <= room:
             del self._held[owner]
             self._moving[owner] = held
         else:
@@ -238,23 +269,12 @@ class CursorQueue:
         return count
 
     async def _move(self) -> None:
-        """Write the rows of what is moving."""
+        """Write the rows of what is moving. Raises Refused: it moves the next time (it may be in the journal's hands, and
+        must not change)."""
         acks = {owner: held.acks for owner, held in self._moving.items()}
         now = self._now_ms()
-        try:
-            moved = [Cursors(self._new_id(), now, chunk, []) for chunk in _chunks(acks, MAX_ENTRIES)]
-            await self._submit_all(moved, always=False)
-        except BaseException:
-            moving, self._moving = self._moving, {}
-            for owner, held in moving.items():
-                # A copy: the record may be in the journal's hands, and is to be folded as it is written there.
-                newer = self._held.pop(owner, None)
-                self.size -= len(newer.acks) if newer is not None else 0
-                self._hold(owner, held.acks.copy(), held.offset, held.since)
-                if newer is not None:
-                    self._hold(owner, newer.acks, newer.offset, newer.since)
-            self._held = dict(sorted(self._held.items(), key=lambda item: item[1].offset))
-            raise
+        moved = [Cursors(self._new_id(), now, chunk, []) for chunk in _chunks(acks, MAX_ENTRIES)]
+        await self._submit_all(moved, always=False)
         self._moving = {}
 
     # -- both ------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Engine:
         self._sessions = Sessions()
         self._cursors = CursorQueue(
             self._committer.submit, snowflake.next, now_ms, monotonic_ms, lambda: store.offset,
-            settings.cursor_flush_interval_ms,
+            lambda: self._committer.behind, settings.cursor_flush_interval_ms,
         )  # fmt: skip
         self._reader = Reader(store, self._cursors.acked, monotonic_ms)
         self._presence = Presence(
@@ -297,7 +297,7 @@ class Engine:
             # a request at a time, and known by the time a batch of thousands is folded.
             self._store.find(user, key, ref)
         record = records.Send(self._snowflake.at(now), now, user, key, ref, content_type, content, retry)
-        self._committer.admit(record, session, len(content))
+        self._committer.admit(record, session, len(content), retry=retry)
 
     def ack(self, session: int, address: str, seq: int) -> None:
         found = self._sessions.by_number.get(session) or self._session(session)

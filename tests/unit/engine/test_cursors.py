@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hongyan.engine import cursors
-from hongyan.engine.cursors import A_COMMIT, MAX_NOTED, Acks, CursorQueue
+from hongyan.engine.cursors import A_COMMIT, MAX_NOTED, MOST, Acks, CursorQueue
 from hongyan.engine.sessions import Owner
 from hongyan.errors import Refused, refused
 from hongyan.protocol.outcomes import Done, Noted, Outcome
@@ -75,7 +75,7 @@ class Rig:
         ids = itertools.count(1)
         return CursorQueue(
             self.log.submit, lambda: next(ids), lambda: self.ms, lambda: self.ms, lambda: self.log.offset,
-            HOLD_MS,
+            lambda: self.log.busy, HOLD_MS,
         )  # fmt: skip
 
     def ack(self, owner: Owner, key: str, seq: int) -> None:
@@ -220,15 +220,74 @@ async def test_noting_does_not_wait_for_rows() -> None:
     await moving
 
 
-async def test_what_is_noted_while_busy_is_noted_once() -> None:
+async def test_what_is_noted_while_busy_is_noted_once_and_changes_no_row() -> None:
+    """The store is full: when a device was used waits in memory, a number a device."""
     rig = Rig()
     rig.log.busy = True
     rig.ack(A, "#team", 1)
     rig.queue.seen("bob", "b1", 5)
     for _ in range(3):
         await rig.tick()
-    assert len(rig.log.batches) == 1
-    assert (rig.queue.size, rig.queue._seen) == (1, {})
+    noted = [record for batch in rig.log.batches for record in batch]
+    assert [type(record) for record in noted] == [Acked]
+    assert (rig.queue.size, rig.queue._seen) == (1, {B: 5})
+    rig.log.busy = False
+    await rig.tick()
+    assert [record.seen for record in rig.log.batches[-1] if isinstance(record, Cursors)] == [[(*B, 5)]]
+    assert rig.queue._seen == {}
+
+
+async def test_while_behind_no_row_is_taken_up() -> None:
+    rig = Rig()
+    rig.ack(A, "#team", 1)
+    await rig.tick()
+    rig.ms += HOLD_MS
+    rig.log.busy = True
+    await rig.tick()
+    assert rig.queue._moving == {}
+    rig.log.busy = False
+    await rig.tick()
+    assert rig.log.rows == {(A, "#team"): 1}
+
+
+async def test_what_was_refused_moves_first_and_nothing_is_added_to_it() -> None:
+    rig = Rig()
+    for n in range(3 * A_COMMIT):
+        rig.ack(A, f"#g{n}", 1)
+    await rig.tick()
+    rig.ms += HOLD_MS
+    rig.log.failing = True
+    for _ in range(3):
+        await rig.tick()
+        assert sum(len(held.acks) for held in rig.queue._moving.values()) == A_COMMIT
+    rig.ack(A, "#g0", 2)
+    assert rig.known(A, "#g0") == 2
+    rig.log.failing = False
+    await rig.tick()
+    assert len(rig.log.rows) == 3 * A_COMMIT
+    rig.ms += HOLD_MS
+    await rig.tick()
+    assert rig.log.rows[A, "#g0"] == 2
+
+
+async def test_one_commit_moves_no_more_than_it_can_whatever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past what may be held, and also where one user's devices have it all and a new one logs in."""
+    monkeypatch.setattr(cursors, "MAX_HELD", 1_000)
+    for flushed in (False, True):
+        rig = Rig()
+        for n in range(6 * MOST):
+            rig.ack(A, f"#g{n}", 1)
+        await rig.queue.note()
+        if flushed:
+            await rig.queue.flush_user("alice", ["a1", "new"])
+            assert len(rig.log.rows) == 6 * MOST
+        else:
+            await rig.queue.move()
+            assert rig.queue.size <= 1_000
+        moved = [
+            sum(len(of) for r in b if isinstance(r, Cursors) for _, _, of in r.acks) for b in rig.log.batches
+        ]
+        assert max(moved) == MOST
 
 
 async def test_the_journal_is_needed_from_the_oldest_that_moves() -> None:
@@ -337,7 +396,8 @@ async def live(steps: list[tuple[Any, ...]]) -> None:
             assert rig.known(owner, key) >= seq
         held = [len(each.acks) for each in rig.queue._held.values()]
         assert (rig.queue.size, 0 in held) == (sum(held), False)
-        assert rig.queue.needed == min((each.offset for each in rig.queue._held.values()), default=None)
+        waiting = [*rig.queue._held.values(), *rig.queue._moving.values()]
+        assert rig.queue.needed == min((each.offset for each in waiting), default=None)
     rig.log.failing = False
     for _ in range(2):
         await rig.tick()

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hongyan.config import Settings
+from hongyan.engine.committer import ANSWER_MS, BATCH_RETRIES
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
 from hongyan.engine.presence import PUSHES, Presence
@@ -276,6 +277,61 @@ async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: Wor
     world.send(1, "@bob", "k", retry=True)
     (outcome,) = await world.gateway.outcomes(1)
     assert isinstance(outcome, Duplicate), "it was kept after all, and is acknowledged once"
+
+
+async def test_sends_that_were_given_up_before_the_journal_had_them_are_not_stored(world: World) -> None:
+    """What else waits in their batch is, and whoever sends again is served once."""
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "flying")
+    await world.journal.appending.wait()
+    world.send(1, "@bob", "a")
+    group = asyncio.create_task(world.engine.create_group(1, "#team", "", "open"))
+    await asyncio.sleep(0)
+    world.send(1, "@bob", "b")
+    pending = world.engine.pending_bytes
+    world.clock.ms += ANSWER_MS + 1
+    world.engine._committer.expire()
+    assert sorted(ref for ref, _ in world.gateway.refused) == ["a", "b", "flying"]
+    assert {error.code for _, error in world.gateway.refused} == {"unavailable"}
+    assert world.engine.pending_bytes < pending
+    world.journal.gate.set()
+    assert (await group)["group"] == "#team"
+    world.send(1, "@bob", "a", retry=True)
+    await world.gateway.outcomes(1)
+    assert [message.key for message in world.store.log["alice|bob"]] == ["flying", "a"]
+    await world.engine._committer.drain()
+    assert world.engine.pending_bytes == 0
+
+
+async def test_a_batch_of_which_all_was_given_up_is_not_committed(world: World) -> None:
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "flying")
+    await world.journal.appending.wait()
+    world.send(1, "@bob", "a")
+    world.clock.ms += ANSWER_MS + 1
+    world.engine._committer.expire()
+    world.journal.gate.set()
+    await world.engine._committer.drain()
+    assert [message.key for message in world.store.log["alice|bob"]] == ["flying"]
+    world.send(1, "@bob", "next")
+    await world.gateway.outcomes(1)
+
+
+async def test_a_batch_has_a_bounded_number_of_sends_to_look_up(world: World) -> None:
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "first")
+    await world.journal.appending.wait()
+    for n in range(3 * BATCH_RETRIES):
+        world.send(1, "@bob", f"k{n}", retry=True)
+    appended = len(world.journal.entries)
+    world.journal.gate.set()
+    await world.engine._committer.drain()
+    sizes = [len(entry.records) for entry in world.journal.entries[appended:]]
+    assert sum(sizes) >= 3 * BATCH_RETRIES
+    assert max(sizes) == BATCH_RETRIES
 
 
 async def test_a_send_is_answered_in_time_also_while_cursors_wait_for_the_disk(world: World) -> None:
