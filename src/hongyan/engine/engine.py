@@ -23,7 +23,7 @@ from hongyan.engine.window import Window
 from hongyan.errors import Refused, Unavailable, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
-from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
+from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, LoggedIn, PresenceState, SyncPage
 from hongyan.metrics import Counters
 from hongyan.protocol import records
 from hongyan.store.base import Store
@@ -242,9 +242,9 @@ class Engine:
         row = self._store.user(user)
         return row.password if row is not None else None
 
-    async def login(self, session: int, user: str, device: str, platform: str) -> str:
+    async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
         number = await self._logins.remembered(session, user, device, platform)
-        return self._enter(session, user, device, number)
+        return LoggedIn(self._enter(session, user, device, number), self.groups(user))
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
         new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
@@ -261,6 +261,7 @@ class Engine:
         return new.session_id
 
     def groups(self, user: str) -> Sequence[str]:
+        """Addresses of the groups the user is a member of, now."""
         found: list[str] = []
         after = "#"  # '#' sorts below every direct conversation's key
         while rows := self._store.memberships(user, after):
@@ -357,7 +358,7 @@ class Engine:
         async with self._reader.place():
             return await self._reader.conversations(self._session(session), limit, page)
 
-    def presence(
+    async def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         try:

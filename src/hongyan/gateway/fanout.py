@@ -71,16 +71,15 @@ class Fanout:
 
     # GatewayApi
 
-    def tell(self, told: Iterable[Told]) -> None:
+    def tell(self, told: Iterable[Told], first: int = 0) -> None:
         stored, other = self._stored, self._other
-        answered = accepted = gathered = 0
+        answered = gathered = 0
         for session, record, outcome in told:
             if session:
                 answered += 1
             gathered += _OVERHEAD_BYTES
             try:
                 if type(outcome) is Message:
-                    accepted += 1
                     gathered += len(outcome.content)
                     stored(session, outcome)
                 else:
@@ -92,7 +91,6 @@ class Fanout:
             if gathered > EARLY_BYTES:
                 gathered = 0
                 self._flush()
-        self.counters.messages_accepted += accepted
         self.in_flight -= answered
         self._flush()
         self.answered()

@@ -9,7 +9,7 @@ Addresses have their sigil, users and devices are ids. Any call that answers may
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,7 +23,14 @@ from hongyan.protocol.state import Message
 Told = tuple[int, Record, Outcome]
 
 
-class Item(msgspec.Struct, frozen=True):
+class LoggedIn(NamedTuple):
+    """Answer to a login. `groups`: addresses of those that the user is a member of at that point of what is told."""
+
+    session_id: str
+    groups: Sequence[str]
+
+
+class Item(msgspec.Struct, array_like=True, frozen=True):
     """A message as one viewer sees it in sync or history: `conversation` is the viewer's address;
     `own`: the viewer sent it (carries `key`)."""
 
@@ -32,7 +39,7 @@ class Item(msgspec.Struct, frozen=True):
     own: bool
 
 
-class SyncPage(msgspec.Struct, frozen=True):
+class SyncPage(msgspec.Struct, array_like=True, frozen=True):
     """`page` None: complete (`has_more` False)."""
 
     items: Sequence[Item]
@@ -40,12 +47,12 @@ class SyncPage(msgspec.Struct, frozen=True):
     page: str | None
 
 
-class HistoryPage(msgspec.Struct, frozen=True):
+class HistoryPage(msgspec.Struct, array_like=True, frozen=True):
     items: Sequence[Item]
     has_more: bool
 
 
-class ConversationItem(msgspec.Struct, frozen=True):
+class ConversationItem(msgspec.Struct, array_like=True, frozen=True):
     conversation: str
     last_seq: int
     first_seq: int
@@ -53,13 +60,13 @@ class ConversationItem(msgspec.Struct, frozen=True):
     last_message: Item | None
 
 
-class ConversationsPage(msgspec.Struct, frozen=True):
+class ConversationsPage(msgspec.Struct, array_like=True, frozen=True):
     items: Sequence[ConversationItem]
     has_more: bool
     page: str | None
 
 
-class PresenceState(msgspec.Struct, frozen=True):
+class PresenceState(msgspec.Struct, array_like=True, frozen=True):
     """`last_seen` in ms, None while online or unknown."""
 
     online: bool
@@ -69,8 +76,9 @@ class PresenceState(msgspec.Struct, frozen=True):
 class GatewayApi(Protocol):
     """What the engine tells its gateway. Must not raise, must not block."""
 
-    def tell(self, told: Iterable[Told]) -> None:
-        """Outcomes of one or more batches, in fold order, after the store has them. Per outcome:
+    def tell(self, told: Iterable[Told], first: int = 0) -> None:
+        """Outcomes of a batch, one for each of its records, in fold order, after the store has them. `first`: the
+        journal's offset of the first. Per outcome:
 
         Message -> `ack` to the session (unless 0), push `message` to every other session of the
         conversation's users (topics `@user` of a direct chat, `#group`); the sender's other sessions
@@ -93,13 +101,10 @@ class GatewayApi(Protocol):
 class EngineApi(Protocol):
     """What a gateway may ask."""
 
-    async def login(self, session: int, user: str, device: str, platform: str) -> str:
-        """Returns the `session_id`. The gateway carries the topic `@user` before it calls; when this
-        returns the user's groups are carried too (`GatewayApi` topics via `groups`). Raises Refused
-        (`limit_exceeded`, `busy`, `unavailable`)."""
-
-    def groups(self, user: str) -> Sequence[str]:
-        """Addresses of the groups the user is a member of, now."""
+    async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
+        """The gateway carries the topic `@user` before it calls, and the groups in the same step in which this
+        returns: what is told later comes after the answer, so no change of membership falls between. Raises
+        Refused (`limit_exceeded`, `busy`, `unavailable`)."""
 
     def logout(self, session: int) -> None:
         """The connection is gone. Idempotent; unknown sessions are ignored."""
@@ -131,7 +136,7 @@ class EngineApi(Protocol):
 
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage: ...
 
-    def presence(
+    async def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         """States by address. Raises Refused `limit_exceeded` past 1,000 subscriptions."""

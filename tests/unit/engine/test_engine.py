@@ -75,7 +75,7 @@ class Gateway:
         self.states: list[tuple[int, dict[str, PresenceState]]] = []
         self.news = asyncio.Event()
 
-    def tell(self, told: Iterable[Told]) -> None:
+    def tell(self, told: Iterable[Told], first: int = 0) -> None:
         self.told += told
         self.news.set()
 
@@ -442,7 +442,7 @@ async def test_a_replaced_connection_hands_over_what_it_had_read(world: World) -
     await world.engine.login(9, "alice", "a1", "")
     assert await synced(world, 9) == []
     world.clock.ms += 6_000
-    assert world.engine.presence(2, ["@alice"], None)["@alice"].online
+    assert (await world.engine.presence(2, ["@alice"], None))["@alice"].online
 
 
 async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_loop(world: World) -> None:
@@ -482,21 +482,21 @@ async def test_reads_of_many_together_take_a_bounded_part_of_each_turn_of_the_lo
 
 
 async def test_presence_waits_before_it_says_offline(world: World) -> None:
-    states = world.engine.presence(1, ["@bob", "@nobody"], True)
+    states = await world.engine.presence(1, ["@bob", "@nobody"], True)
     assert states == {"@bob": PresenceState(True, None), "@nobody": PresenceState(False, None)}
     gone_at = world.clock.ms
     world.engine.logout(2)
     await world.engine.login(3, "bob", "b1", "")
     assert world.gateway.states == [], "a reconnect shows nobody a flicker"
     world.engine.logout(3)
-    assert world.engine.presence(1, ["@bob"], None)["@bob"].online
+    assert (await world.engine.presence(1, ["@bob"], None))["@bob"].online
     await world.engine._cursors.note()  # ten times a second
     world.gateway.news.clear()
     world.clock.ms += 5_001
     async with asyncio.timeout(10):
         await world.gateway.news.wait()
     assert world.gateway.states == [(1, {"@bob": PresenceState(False, gone_at)})]
-    assert world.engine.presence(1, ["@bob"], False)["@bob"].last_seen == gone_at
+    assert (await world.engine.presence(1, ["@bob"], False))["@bob"].last_seen == gone_at
 
 
 async def test_groups_through_the_engine(world: World) -> None:
@@ -618,7 +618,7 @@ async def test_cursor_records_are_bounded(world: World) -> None:
 async def test_a_follower_that_is_closed_by_the_push_hurts_nobody(world: World) -> None:
     await world.engine.login(3, "carol", "c1", "")
     for session in (1, 3):
-        world.engine.presence(session, ["@dave"], True)
+        await world.engine.presence(session, ["@dave"], True)
     told: list[int] = []
 
     def push(sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
