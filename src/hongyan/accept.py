@@ -23,8 +23,9 @@ _WILDCARD_V6 = "::"
 log = structlog.get_logger("hongyan")
 
 
-def listen(host: str, port: int, what: str) -> list[socket.socket]:
-    """A bound socket for each address of `host`, all on the same port; "::" takes IPv4 too.
+def listen(host: str, port: int, what: str, shared: bool = False) -> list[socket.socket]:
+    """A bound socket for each address of `host`, all on the same port; "::" takes IPv4 too. `shared`: other
+    processes of ours listen there as well, and the kernel spreads connections over them (SO_REUSEPORT).
 
     Raises OSError, with the address in its text, where one cannot be bound.
     """
@@ -36,6 +37,8 @@ def listen(host: str, port: int, what: str) -> list[socket.socket]:
             made.append(listening)
             listening.setblocking(False)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != _WILDCARD_V6)
             where: Any = address

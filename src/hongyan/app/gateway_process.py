@@ -1,0 +1,68 @@
+"""One gateway of several: it shares the port with the others and asks an engine in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import structlog
+
+from hongyan.address import in_url
+from hongyan.app.core import calm_collector, now_ms
+from hongyan.auth import TokenVerifier
+from hongyan.config import Settings
+from hongyan.gateway.server import Gateway
+from hongyan.ids import Snowflake
+from hongyan.link.remote import RemoteEngine
+from hongyan.link.router import SESSION_BITS
+from hongyan.metrics import Counters
+from hongyan.stopping import Stop
+
+log = structlog.get_logger("hongyan")
+
+
+async def serve(
+    settings: Settings, max_connections: int, number: int, sequences: range, path: Path, lifeline: int
+) -> int:
+    """Until `lifeline` ends, or SIGTERM. `number`: of this process, and never of another one. Returns the exit code.
+    Raises OSError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    stopping = Stop(settings.shutdown_timeout_s, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stopping.on_signal, signal.SIGTERM)
+    loop.add_reader(lifeline, stopping.begin)
+    connecting: asyncio.Task[bytes] | None = None
+
+    def lost() -> None:
+        nonlocal connecting
+        gateway.send_away()
+        connecting = loop.create_task(engine.connect(), name="connect")
+        connecting.add_done_callback(lambda done: None if done.cancelled() else engine.listening())
+
+    engine = RemoteEngine(path, number, time.monotonic, lost)
+    connecting = loop.create_task(engine.connect(), name="connect")
+    stopped = loop.create_task(stop.wait())
+    await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        connecting.cancel()
+        return 0
+    gateway = Gateway(
+        settings, engine, TokenVerifier(settings, connecting.result()),
+        Snowflake(settings.node_id, now_ms, sequences=sequences),
+        Counters(max_connections=max_connections), now_ms, time.monotonic, max_connections=max_connections,
+        first_session=(number << SESSION_BITS) + 1,
+    )  # fmt: skip
+    engine.gateway = gateway
+    await gateway.start()
+    engine.listening()
+    calm_collector()
+    log.info(
+        "listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", max_connections=max_connections
+    )
+    await stop.wait()
+    await gateway.drain(stopping.left(0.6))
+    connecting.cancel()
+    await engine.close(stopping.left(0.1))
+    return 0
