@@ -65,7 +65,7 @@ async def test_an_io_error_that_is_no_full_disk_ends_the_process_and_loses_nothi
     assert server.process is not None
     # No file of the process may grow past this size any more: EFBIG, which is not ENOSPC.
     size = (server.data_dir / "journal.db-wal").stat().st_size + 200_000
-    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, size))
+    resource.prlimit(server.processes()["engine"], resource.RLIMIT_FSIZE, (size, size))
     acked = []
     with pytest.raises(ConnectionClosed):
         for n in range(1000):

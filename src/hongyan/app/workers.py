@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def _link_path(settings: Settings) -> tuple[Path, str | None]:
 def _child(name: str, reserved: list[socket.socket], serving: Coroutine[Any, Any, int]) -> int:
     """In a process just forked."""
     speak_as(name)
+    with suppress(OSError):  # for `ps` and `top`; 15 characters, where there is such a file
+        Path("/proc/self/comm").write_text(f"hongyan-{name.replace('gateway', 'gw')}")
     for each in reserved:
         each.close()
     signal.signal(
