@@ -17,6 +17,7 @@ from hongyan.gateway.server import Gateway
 from hongyan.ids import Snowflake
 from hongyan.link.remote import RemoteEngine
 from hongyan.link.router import SESSION_BITS
+from hongyan.link.uplink import Uplink
 from hongyan.metrics import Counters
 from hongyan.stopping import Stop
 
@@ -33,36 +34,28 @@ async def serve(
     stopping = Stop(settings.shutdown_timeout_s, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stopping.on_signal, signal.SIGTERM)
     loop.add_reader(lifeline, stopping.begin)
-    connecting: asyncio.Task[bytes] | None = None
-
-    def lost() -> None:
-        nonlocal connecting
-        gateway.send_away()
-        connecting = loop.create_task(engine.connect(), name="connect")
-        connecting.add_done_callback(lambda done: None if done.cancelled() else engine.listening())
-
-    engine = RemoteEngine(path, number, time.monotonic, lost)
-    connecting = loop.create_task(engine.connect(), name="connect")
+    link = Uplink(path, number, time.monotonic)
+    linking = loop.create_task(link.start(), name="first link")
     stopped = loop.create_task(stop.wait())
-    await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({linking, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
-        connecting.cancel()
+        linking.cancel()
+        await link.close(0.0)
         return 0
     gateway = Gateway(
-        settings, engine, TokenVerifier(settings, connecting.result()),
+        settings, RemoteEngine(link), TokenVerifier(settings, linking.result()),
         Snowflake(settings.node_id, now_ms, sequences=sequences),
         Counters(max_connections=max_connections), now_ms, time.monotonic, max_connections=max_connections,
         first_session=(number << SESSION_BITS) + 1,
     )  # fmt: skip
-    engine.gateway = gateway
+    link.gateway = gateway
     await gateway.start()
-    engine.listening()
+    link.listening()
     calm_collector()
     log.info(
         "listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", max_connections=max_connections
     )
     await stop.wait()
     await gateway.drain(stopping.left(0.6))
-    connecting.cancel()
-    await engine.close(stopping.left(0.1))
+    await link.close(stopping.left(0.1))
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -126,6 +126,22 @@ class Fanout:
             log.exception("cannot tell of presence")
         self._flush()
 
+    def carry(self, session: int, groups: Collection[str]) -> None:
+        connection = self.sessions.get(session)
+        if connection is None:
+            return
+        for topic in connection.topics.difference(groups, (f"@{connection.user}",)):
+            self.unsubscribe(connection, topic)
+        for topic in groups:
+            self.subscribe(connection, topic)
+
+    def resync(self, topics: Collection[str]) -> None:
+        self._broadcast(self.carrying(topics), "resync", {})
+        self._flush()
+
+    def carrying(self, topics: Iterable[str]) -> set[Connection]:
+        return {connection for topic in topics for connection in self.topics.get(topic, ())}
+
     def answered(self) -> None:
         """Called when sends have been answered (a drain may wait for the last)."""
 
@@ -142,7 +158,7 @@ class Fanout:
             }
         elif isinstance(outcome, GroupChanged):
             topics = {outcome.group, *(f"@{user}" for _, user in outcome.events)}
-        missed = {connection for topic in topics for connection in self.topics.get(topic, ())}
+        missed = self.carrying(topics)
         origin = self.sessions.get(session)
         for connection in missed if origin is None else {origin, *missed}:
             self._close(connection, frames.INTERNAL, "internal error")

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -278,10 +278,13 @@ class Gateway(Fanout):
         await asyncio.sleep(0)
         self.wheel.stop()
 
-    def send_away(self) -> None:
-        """Close every connection with 1012 and a spread-out delay."""
-        spread_ms = max(2000, len(self.sessions) * 1000 // RECONNECTS_A_SECOND)
-        for connection in tuple(self.sessions.values()):
+    def send_away(self, sessions: Collection[int] | None = None, topics: Collection[str] = ()) -> None:
+        """Close these, and those that carry one of the topics (None: all), with 1012 and a spread-out delay."""
+        away = self.carrying(topics)
+        chosen = self.sessions if sessions is None else sessions
+        away.update(self.sessions[session] for session in chosen if session in self.sessions)
+        spread_ms = max(2000, len(away) * 1000 // RECONNECTS_A_SECOND)
+        for connection in away:
             delay = 200 + random.randrange(spread_ms)
             connection.close(frames.RESTART, f"retry_after_ms={delay}")
 

@@ -8,7 +8,7 @@ Addresses have their sigil, users and devices are ids. Any call that answers may
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -71,6 +71,26 @@ class PresenceState(msgspec.Struct, array_like=True, frozen=True):
 
     online: bool
     last_seen: int | None
+
+
+class Resumed(msgspec.Struct, array_like=True):
+    """A session that was logged in with the engine before, or over the link before. `followed`: users whose presence
+    it follows, and whether it takes them to be online."""
+
+    session: int
+    user: str
+    device: str
+    session_id: str
+    followed: dict[str, bool]
+
+
+class Gap(NamedTuple):
+    """What came of records that a gateway was not told of: `messages` in fold order; `away`, `resync`: topics whose
+    connections have to come back, or to ask for what they may have missed."""
+
+    messages: Sequence[Message]
+    away: Collection[str]
+    resync: Collection[str]
 
 
 class GatewayApi(Protocol):
@@ -140,3 +160,32 @@ class EngineApi(Protocol):
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         """States by address. Raises Refused `limit_exceeded` past 1,000 subscriptions."""
+
+
+class ServingEngine(EngineApi, Protocol):
+    """What the engine's side of a link needs beside that."""
+
+    @property
+    def offset(self) -> int:
+        """Everything up to this offset of the journal has been told."""
+
+    def resume(self, resumed: Resumed, same: bool) -> Sequence[str] | None:
+        """Take the session as it was, without a word to anyone. Returns the user's groups; None where it cannot go
+        on (`GatewayApi.replace` has been called where a newer one of the device is there). `same`: it was this
+        engine's, before its link ended."""
+
+    def gap_after(self, offset: int) -> Gap | None:
+        """What came of the records behind `offset`. None: that cannot be told any more. Blocks."""
+
+
+class LinkedGateway(GatewayApi, Protocol):
+    """What the gateway's side of a link needs beside that."""
+
+    def carry(self, session: int, groups: Collection[str]) -> None:
+        """Have the session carry exactly these groups."""
+
+    def send_away(self, sessions: Collection[int] | None = None, topics: Collection[str] = ()) -> None:
+        """Close these, and those that carry one of the topics (None: all), with 1012 and a spread-out delay."""
+
+    def resync(self, topics: Collection[str]) -> None:
+        """Push `resync` to those that carry one of the topics."""

@@ -47,6 +47,11 @@ class Held:
         else:
             self._entries[key] = entry
 
+    def get(self, session: int, ref: str) -> Send | None:
+        """The oldest with that name."""
+        entry = self._entries.get((session, ref))
+        return entry.send if entry is not None else None
+
     def take(self, session: int, ref: str) -> bool:
         """The oldest with that name is answered. False: there is none."""
         key = (session, ref)
@@ -70,11 +75,6 @@ class Held:
         for key in old:
             self.take(*key)
         return old
-
-    def take_all(self) -> list[Key]:
-        taken = [(send.session, send.ref) for send in self.sends()]
-        self._entries, self._again, self._bytes = {}, {}, 0
-        return taken
 
     def sends(self) -> Iterator[Send]:
         """In the order in which they came (a repeated one behind the others: only its first counts)."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from hongyan.errors import WireError
-from hongyan.link.base import ConversationsPage, HistoryPage, PresenceState, SyncPage
+from hongyan.link.base import ConversationsPage, HistoryPage, PresenceState, Resumed, SyncPage
 from hongyan.protocol.outcomes import GroupChanged
 from hongyan.protocol.state import Message, Sent
 
@@ -55,9 +55,13 @@ class Ask(msgspec.Struct, array_like=True, tag=5):
 
 
 class Hello(msgspec.Struct, array_like=True, tag=6):
-    """The first message of a gateway: its number (never used again by another process)."""
+    """The first message of a gateway: its number (never used again by another process), the engine that it was
+    linked to before ("": none), the offset up to which it was told, and who is logged in."""
 
     number: int
+    epoch: str
+    told: int
+    sessions: list[Resumed]
 
 
 class Listening(msgspec.Struct, array_like=True, tag=7):
@@ -135,9 +139,26 @@ class Failure(msgspec.Struct, array_like=True, tag=29):
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=30):
-    """The answer to `Hello`. `secret` signs tokens."""
+    """The answer to `Hello`. `epoch` names this engine; `secret` signs tokens; what comes is behind `offset`."""
 
+    epoch: str
     secret: bytes
+    offset: int
+
+
+class Restored(msgspec.Struct, array_like=True, tag=31):
+    """The groups of each session that goes on; the sessions and topics that have to come back; the topics of those
+    that may have missed something. What comes up to `Ready` was stored before, and is told to sessions of both
+    engines: whose send it was, the gateway finds out."""
+
+    groups: list[tuple[int, list[str]]]
+    away: list[int]
+    away_topics: list[str]
+    resync: list[str]
+
+
+class Ready(msgspec.Struct, array_like=True, tag=32):
+    """The engine takes what the gateway holds."""
 
 
 ANSWERS: dict[str, Any] = {
@@ -154,7 +175,19 @@ LOGGED_IN = tuple[str, list[str]]  # the answer to `Login`: session_id, groups
 
 ToEngine = Send | Ack | Login | Logout | Ask | Hello | Listening
 ToGateway = (
-    Stored | Repeated | Rejection | Changed | Told | Refusal | Replace | Presence | Reply | Failure | Welcome
+    Stored
+    | Repeated
+    | Rejection
+    | Changed
+    | Told
+    | Refusal
+    | Replace
+    | Presence
+    | Reply
+    | Failure
+    | Welcome
+    | Restored
+    | Ready
 )
 decode_to_engine = msgspec.msgpack.Decoder(list[ToEngine]).decode
 decode_to_gateway = msgspec.msgpack.Decoder(list[ToGateway]).decode

@@ -8,14 +8,16 @@ are told. So nothing slips through between a reading and a telling (ARCHITECTURE
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import structlog
 
 from hongyan.errors import Refused, WireError
 from hongyan.link import messages as m
-from hongyan.link.base import EngineApi, PresenceState
+from hongyan.link.base import Gap, PresenceState, ServingEngine
 from hongyan.link.base import Told as Outcomes
 from hongyan.link.stream import Stream, encode
 from hongyan.link.topics import Carried, Topics
@@ -25,6 +27,7 @@ from hongyan.protocol.state import Message
 
 SESSION_BITS = 32
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of one link; its gateway stands still, and is cut off
+IDLE_RECORDS = 500  # a gateway that nothing concerns is told so once in so many
 A_SLICE = 200  # sessions of a lost link that are logged out in one go
 REPLACED_S = 3.0  # the longest that a login waits for what its device's older connection had acknowledged
 
@@ -39,7 +42,8 @@ class Link:
     def __init__(self) -> None:
         self.number = 0
         self.listening = False
-        self.told = False  # something since the last flush
+        self.touched = False  # it is told something of this batch
+        self.told = 0  # up to this offset
         self.sessions: dict[int, Carried[Link]] = {}
         self.stream: Stream
 
@@ -47,12 +51,14 @@ class Link:
 class Router:
     """See `link.base.GatewayApi`. `secret` is what tokens are verified with."""
 
-    def __init__(self, engine: EngineApi, secret: bytes) -> None:
+    def __init__(self, engine: ServingEngine, secret: bytes) -> None:
         self.links: dict[int, Link] = {}
         self.empty = asyncio.Event()  # no gateway is linked
         self.empty.set()
         self._engine = engine
         self._secret = secret
+        self._epoch = secrets.token_hex(8)
+        self._leaving: dict[int, Link] = {}  # ended, and not all of their sessions are logged out
         self._topics: Topics[Link] = Topics()
         self._open: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,14 +106,20 @@ class Router:
             self._is_gone(session)
         if link.sessions:
             log.warning("a gateway is gone", gateway=link.number, sessions=len(link.sessions))
+            self._leaving[link.number] = link
             self._spawn(self._log_out_all(link))
 
     async def _log_out_all(self, link: Link) -> None:
         """A few at a time: those of other gateways are served meanwhile."""
-        for number, carried in enumerate(tuple(link.sessions.values()), 1):
+        while link.sessions:
+            self._log_out(link, A_SLICE)
+            await asyncio.sleep(0)
+        if self._leaving.get(link.number) is link:
+            del self._leaving[link.number]
+
+    def _log_out(self, link: Link, count: int | None = None) -> None:
+        for carried in list(islice(link.sessions.values(), count)):
             self._leave(carried)
-            if number % A_SLICE == 0:
-                await asyncio.sleep(0)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -133,7 +145,45 @@ class Router:
             return
         link.number = hello.number
         self.links[link.number] = link
-        link.stream.put(m.Welcome(self._secret))
+        before = self._leaving.pop(link.number, None)
+        if before is not None:
+            self._log_out(before)
+        link.told = self._engine.offset
+        link.stream.put(m.Welcome(self._epoch, self._secret, link.told))
+        if hello.epoch:
+            self._restore(link, hello)
+        link.stream.put(m.Ready())
+
+    def _restore(self, link: Link, hello: m.Hello) -> None:
+        """In one step: what is told from here on comes behind what was not told before."""
+        groups: list[tuple[int, list[str]]] = []
+        away: list[int] = []
+        gap = self._engine.gap_after(hello.told)
+        for resumed in hello.sessions:
+            carried = Carried(link, resumed.session, resumed.user, resumed.device)
+            link.sessions[resumed.session] = carried
+            self._topics.enter(carried)
+            theirs = None
+            if gap is not None:
+                theirs = self._engine.resume(resumed, hello.epoch == self._epoch)
+            if theirs is None:
+                self._leave(carried)
+                if not carried.replaced:
+                    away.append(resumed.session)
+                continue
+            self._newest[resumed.user, resumed.device] = carried
+            for group in theirs:
+                self._topics.add(carried, group)
+            groups.append((resumed.session, list(theirs)))
+        if gap is None:
+            log.warning("cannot tell what a gateway missed, its clients come back", gateway=link.number)
+            gap = Gap((), (), ())
+        link.stream.put(m.Restored(groups, away, list(gap.away), list(gap.resync)))
+        for message in gap.messages:
+            if link in self._concerned(0, message):
+                link.stream.put(m.Stored(0, message))
+        log.info("a gateway is back", gateway=link.number, sessions=len(groups), away=len(away),
+                 told_again=len(gap.messages))  # fmt: skip
 
     def _listening(self, link: Link, message: m.Listening) -> None:
         link.listening = True
@@ -257,14 +307,23 @@ class Router:
                 for link in tuple(self._open):
                     link.stream.abort("an outcome could not be told")
         for link in self.links.values():
-            if link.told:
-                link.told = False
+            if link.touched or offset - link.told > IDLE_RECORDS:
+                link.touched = False
+                link.told = offset
                 link.stream.put_encoded(encode(m.Told(offset)))
                 link.stream.flush()
                 if link.stream.backlog > MAX_BACKLOG_BYTES:
                     link.stream.abort("the gateway does not take what it is told")
 
     def _stored(self, session: int, message: Message) -> None:
+        if to := self._concerned(session, message):
+            encoded = encode(m.Stored(session, message))
+            for link in to:
+                link.touched = True
+                link.stream.put_encoded(encoded)
+
+    def _concerned(self, session: int, message: Message) -> set[Link]:
+        """The links of all that are to hear of a message."""
         topics, name = self._topics.table, message.conversation
         to: set[Link] = set()
         if name[0] == "#":
@@ -276,11 +335,7 @@ class Router:
             origin = self.links.get(session >> SESSION_BITS)
             if origin is not None:
                 to.add(origin)
-        if to:
-            encoded = encode(m.Stored(session, message))
-            for link in to:
-                link.told = True
-                link.stream.put_encoded(encoded)
+        return to
 
     def _other(self, session: int, record: Record, outcome: Outcome) -> None:
         if isinstance(outcome, GroupChanged):
@@ -289,7 +344,7 @@ class Router:
         link = self.links.get(session >> SESSION_BITS) if session else None
         if link is None or type(record) is not Send:
             return
-        link.told = True
+        link.touched = True
         if isinstance(outcome, Duplicate):
             link.stream.put(
                 m.Repeated(session, record.key, record.sender, outcome.conversation, outcome.sent)
@@ -311,7 +366,7 @@ class Router:
                     topics.drop(carried, group)
         encoded = encode(m.Changed(outcome))
         for link in to:
-            link.told = True
+            link.touched = True
             link.stream.put_encoded(encoded)
 
     def refuse(self, sends: Sequence[tuple[int, str]], error: WireError) -> None:
