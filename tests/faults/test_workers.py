@@ -127,7 +127,8 @@ async def test_a_dead_engine_costs_no_connection_no_message_and_no_order(server_
     async with asyncio.timeout(60):
         while len(load.acked) < goal:
             await asyncio.sleep(0.005)
-    assert not any(task.done() for task in (*senders, *watching)), "a connection was lost"
+    for task in (*senders, *watching):
+        assert not task.done(), f"a connection was lost: {task}"
     for task in senders:
         task.cancel()
     await asyncio.gather(*senders, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import structlog
 
 from hongyan import __version__
 from hongyan.app.core import Core, calm_collector, print_hints
+from hongyan.app.supervisor import say_up
 from hongyan.config import Settings
 from hongyan.descriptors import Share
 from hongyan.ids import lane
@@ -20,7 +22,7 @@ from hongyan.stopping import Stop
 log = structlog.get_logger("hongyan")
 
 
-async def serve(settings: Settings, room: Share, path: Path, lifeline: int) -> int:
+async def serve(settings: Settings, room: Share, path: Path, lifeline: socket.socket) -> int:
     """Until `lifeline` ends: then until the gateways have gone, and what they handed over is stored. Returns the exit
     code. Raises DataDirectoryError, OSError."""
     stop = asyncio.Event()
@@ -48,6 +50,7 @@ async def serve(settings: Settings, room: Share, path: Path, lifeline: int) -> i
         await listener.start()
         stack.push_async_callback(lambda: listener.close(stopping.left(0.7)))
         calm_collector()
+        say_up(lifeline)
         log.info("the engine is ready", http_port=core.http_port, data_dir=str(settings.data_dir),
                  version=__version__)  # fmt: skip
         await stop.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -25,7 +26,12 @@ log = structlog.get_logger("hongyan")
 
 
 async def serve(
-    settings: Settings, max_connections: int, number: int, sequences: range, path: Path, lifeline: int
+    settings: Settings,
+    max_connections: int,
+    number: int,
+    sequences: range,
+    path: Path,
+    lifeline: socket.socket,
 ) -> int:
     """Until `lifeline` ends, or SIGTERM. `number`: of this process, and never of another one. Returns the exit code.
     Raises OSError."""

@@ -1,7 +1,7 @@
 """Starts, watches and restarts the server's processes. No event loop, no thread: it forks.
 
-A child lives as long as its lifeline, a pipe that only the supervisor writes to: closing it, or dying, tells the
-child to stop.
+A child lives as long as its lifeline, whose other end only the supervisor has: closing that, or dying, tells the
+child to stop. On it the child says, once, that it is up.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
 
 from hongyan.stopping import EXIT_DEADLINE, REPEAT_S
 
-FIRST_DELAY_S = 0.05
-MAX_DELAY_S = 5.0
-SETTLED_S = 10.0  # who lived so long has not died of its start
-MAX_FAILURES = 8  # one after the other, each before it settled: then it is no use
+FIRST_DELAY_S = 0.05  # before a child is started again; doubled each time it dies soon
+MAX_DELAY_S = 1.0
+SOON_S = 10.0
+MAX_FAILURES = 5  # starts, one after the other, that came to nothing: then it is no use
 GRACE_S = 1.0  # of a child that is past the deadline it keeps itself
 # A child that ends with one of these has said why, and would say so again: could not start, wrong settings, storage
 # failed, stopped too late.
@@ -35,12 +37,27 @@ ENGINE = -1  # the slot of the engine; gateways have those from 0 on
 
 class Child(NamedTuple):
     slot: int
-    lifeline: int
+    lifeline: socket.socket
     born: float
+    deaths: int  # of those before it in its slot, each soon
+    failures: int  # of those, without ever being up
 
     @property
     def name(self) -> str:
         return "engine" if self.slot == ENGINE else f"gateway-{self.slot + 1}"
+
+
+def say_up(lifeline: socket.socket) -> None:
+    """In the child: its start has succeeded."""
+    with suppress(OSError):
+        lifeline.send(b"up")
+
+
+def _said_up(lifeline: socket.socket) -> bool:
+    try:
+        return bool(lifeline.recv(8, socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 class Supervisor:
@@ -48,15 +65,17 @@ class Supervisor:
     never given twice."""
 
     def __init__(
-        self, engine: Callable[[int], int], gateway: Callable[[int, int, int], int], workers: int, timeout_s: float
+        self, engine: Callable[[socket.socket], int], gateway: Callable[[int, int, socket.socket], int],
+        workers: int, timeout_s: float,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._gateway = gateway
         self._workers = workers
         self._timeout_s = timeout_s
         self._children: dict[int, Child] = {}  # by process id
-        self._due: dict[int, float] = {}  # slot -> when it is to be started
-        self._failures: dict[int, int] = {}
+        self._due: dict[
+            int, tuple[float, int, int]
+        ] = {}  # slot -> when it is to be started, `deaths`, `failures`
         self._numbers = 0
         self._stopping_since = 0.0
         self._code = 0
@@ -78,15 +97,15 @@ class Supervisor:
                 log.critical("processes do not stop, they are ended", processes=len(self._children))
                 self._code = self._code or EXIT_DEADLINE
                 self._kill()
-            for slot in [slot for slot, at in self._due.items() if at <= now]:
-                del self._due[slot]
-                self._start(slot)
+            for slot in [slot for slot, (at, _, _) in self._due.items() if at <= now]:
+                _, deaths, failures = self._due.pop(slot)
+                self._start(slot, deaths, failures)
         return self._code
 
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        due = list(self._due.values())
+        due = [at for at, _, _ in self._due.values()]
         if self._stopping_since:
             due.append(self._stopping_since + self._timeout_s + GRACE_S + 0.01)
         return max(0.0, min(due, default=now + 3600) - now)
@@ -107,9 +126,8 @@ class Supervisor:
             return
         self._stopping_since = time.monotonic()
         self._due.clear()
-        for pid, child in self._children.items():
-            os.close(child.lifeline)
-            self._children[pid] = child._replace(lifeline=-1)
+        for child in self._children.values():
+            child.lifeline.close()
 
     def _kill(self) -> None:
         for pid in self._children:
@@ -126,44 +144,44 @@ class Supervisor:
 
     def _ended(self, child: Child, pid: int, code: int) -> None:
         """`code` below 0: the signal that ended it."""
-        if child.lifeline >= 0:
-            os.close(child.lifeline)
         if self._stopping_since:
             if code > 0:
                 self._code = self._code or code
             return
+        was_up = _said_up(child.lifeline)
+        child.lifeline.close()
         if code in FINAL:
             log.critical("a process cannot go on, the server ends", ended=child.name, code=code)
             self._stop(code)
             return
         now = time.monotonic()
-        settled = now - child.born > SETTLED_S or code == 0  # (told to by somebody)
-        failures = self._failures[child.slot] = 1 if settled else self._failures.get(child.slot, 0) + 1
-        if failures > MAX_FAILURES:
+        deaths = child.deaths + 1 if now - child.born < SOON_S and code else 0  # (0: told to by somebody)
+        failures = 0 if was_up else child.failures + 1
+        if failures >= MAX_FAILURES:
             log.critical("a process dies again and again, the server ends", ended=child.name, code=code)
             self._stop(code if code > 0 else 128 - code)
             return
-        delay = min(FIRST_DELAY_S * 2 ** (failures - 1), MAX_DELAY_S)
+        delay = min(FIRST_DELAY_S * 2 ** min(deaths, 10), MAX_DELAY_S)
         log.error("a process died, it is started again", ended=child.name, pid=pid, code=code, delay_s=delay)
-        self._due[child.slot] = now + delay
+        self._due[child.slot] = (now + delay, deaths, failures)
 
-    def _start(self, slot: int) -> None:
+    def _start(self, slot: int, deaths: int = 0, failures: int = 0) -> None:
         if slot != ENGINE:
             self._numbers += 1
-        read, write = os.pipe()
+        ours, its = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid:
-            os.close(read)
-            self._children[pid] = Child(slot, write, time.monotonic())
+            its.close()
+            self._children[pid] = Child(slot, ours, time.monotonic(), deaths, failures)
             return
         code = os.EX_SOFTWARE
         try:
             for child in self._children.values():  # else they would outlive the supervisor with this one
-                os.close(child.lifeline)
-            os.close(write)
-            code = self._engine(read) if slot == ENGINE else self._gateway(slot, self._numbers, read)
+                child.lifeline.close()
+            ours.close()
+            code = self._engine(its) if slot == ENGINE else self._gateway(slot, self._numbers, its)
         except BaseException:
             log.exception("a process failed")
         finally:

@@ -43,10 +43,10 @@ def run(settings: Settings) -> int:
     settings, ours, reserved = _reserve(settings, ours)
     path, temporary = _link_path(settings)
 
-    def engine(lifeline: int) -> int:
+    def engine(lifeline: socket.socket) -> int:
         return _child(ENGINE, reserved, engine_process.serve(settings, store, path, lifeline))
 
-    def gateway(slot: int, number: int, lifeline: int) -> int:
+    def gateway(slot: int, number: int, lifeline: socket.socket) -> int:
         sequences = lane(slot, settings.workers)
         serving = gateway_process.serve(ours, connections, number, sequences, path, lifeline)
         return _child(f"gateway-{slot + 1}", reserved, serving)
