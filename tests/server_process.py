@@ -151,8 +151,9 @@ class ServerProcess:
             return {"engine": pid}
         found = {}
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            name = Path(f"/proc/{child}/comm").read_text().strip().removeprefix("hongyan-")
-            found[name.replace("gw", "gateway")] = int(child)
+            with suppress(OSError):  # it has just ended
+                name = Path(f"/proc/{child}/comm").read_text().strip().removeprefix("hongyan-")
+                found[name.replace("gw", "gateway")] = int(child)
         return found
 
     def terminate(self, timeout: float = 30) -> int:

@@ -13,19 +13,23 @@ MAX_RECORDS = 50_000  # some half a second, for which nobody is served
 
 
 def gap_after(journal: Journal, store: Store, offset: int) -> Gap | None:
-    """From the record behind `offset` on; all of the journal is in the store. None: the journal cannot say.
+    """From the record behind `offset` up to what the store has. (The journal may have more: it is told in its turn.)
+    None: the journal cannot say.
 
     Whether a send made a message, the store notes; which one, its duplicate look-up says. (It says the newest of a
     key. Of one that was stored twice within the gap the first is not found: then all of the conversation come back.)
     What came of a change of membership nobody notes: those concerned come back, the others hear that they may have
     missed something.
     """
-    if not journal.first - 1 <= offset <= journal.last or journal.last - offset > MAX_RECORDS:
+    upto = store.offset
+    if not journal.first - 1 <= offset <= upto or upto - offset > MAX_RECORDS:
         return None
     messages: list[Message] = []
     away: set[str] = set()
     resync: set[str] = set()
-    for entry in journal.read(offset) if offset < journal.last else ():
+    for entry in journal.read(offset) if offset < upto else ():
+        if entry.first > upto:
+            break
         unstored = frozenset(store.unstored(entry.last))
         for at, record in enumerate(entry.records, entry.first):
             if at <= offset:
