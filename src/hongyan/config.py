@@ -66,6 +66,8 @@ def _host(value: str) -> str:
 def _workers(value: object) -> object:
     if value == "auto":
         return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
+        raise ValueError("a number is due, or auto")
     return value
 
 

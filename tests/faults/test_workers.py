@@ -211,9 +211,31 @@ async def test_a_device_is_replaced_across_gateways_and_what_it_acknowledged_cou
         assert await newer.sync() == [], "it was acknowledged before"
         assert (await older.closed())[0] == 4409
         older = newer
-    # Both gateways had some of them.
+    assert (await metrics(server))["hongyan_replaced_total"] == 12
+
+
+async def metrics(server: ServerProcess) -> dict[str, float]:
     text = (await asyncio.to_thread(ask, f"{server.http}/metrics"))[2].decode()
-    assert "hongyan_replaced_total" in text
+    lines = [line.rpartition(" ") for line in text.splitlines() if line[:1] != "#"]
+    return {name: float(value) for name, _, value in lines}
+
+
+async def test_metrics_are_of_all_processes_and_never_go_back(server_factory, enter):
+    server = server_factory(workers=2)
+    clients = await crowd(enter, server, 10)
+    for client in clients:
+        await client.say("@u0", "x")
+    said = await metrics(server)
+    assert said["hongyan_connections"] == said["hongyan_sessions"] == 10
+    assert said["hongyan_logins_total"] == said["hongyan_acks_sent_total"] == 10
+    assert said["hongyan_messages_accepted_total"] == 10
+    assert said["hongyan_pushes_total"] == 9
+    dead = kill(server, "gateway-1")
+    await until_back(server, "gateway-1", dead)
+    after = await metrics(server)
+    assert after["hongyan_connections"] == after["hongyan_sessions"] < 10
+    for name in ("logins", "acks_sent", "messages_accepted", "pushes", "requests"):
+        assert after[f"hongyan_{name}_total"] >= said[f"hongyan_{name}_total"], name
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import structlog
@@ -56,9 +56,10 @@ class Core:
     async def open(
         cls, stack: AsyncExitStack, settings: Settings, room: Share, stop: asyncio.Event, stopping: Stop,
         ready: Callable[[], bool], sequences: range,
+        total: Callable[[Counters], Awaitable[Counters]] | None = None,
     ) -> Core | None:  # fmt: skip
-        """Recovered; `engine.start` is the caller's. What is opened is closed by `stack`. None: told to stop
-        meanwhile. Raises DataDirectoryError, OSError."""
+        """Recovered; `engine.start` is the caller's. What is opened is closed by `stack`. `total`: the counters of all
+        processes, from this one's. None: told to stop meanwhile. Raises DataDirectoryError, OSError."""
         loop = asyncio.get_running_loop()
         directory = DataDirectory.open(settings.data_dir)
         stack.callback(directory.close)
@@ -95,7 +96,7 @@ class Core:
         # health and metrics answer from here on, also while a long journal is replayed
         http = HttpServer(
             settings, engine, TokenSigner(settings, secret), counters, lambda: ready() and not stop.is_set(),
-            lambda: engine.writable, _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
+            lambda: engine.writable, _metrics_text(counters, engine, journal, store, total), max_connections=room.http_connections,
         )  # fmt: skip
         await http.start()
         stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))
@@ -140,9 +141,10 @@ def calm_collector() -> None:
 
 
 def _metrics_text(
-    counters: Counters, engine: Engine, journal: SqliteJournal, store: RocksStore
-) -> Callable[[], bytes]:
-    def text() -> bytes:
+    counters: Counters, engine: Engine, journal: SqliteJournal, store: RocksStore,
+    total: Callable[[Counters], Awaitable[Counters]] | None,
+) -> Callable[[], Awaitable[bytes]]:  # fmt: skip
+    async def text() -> bytes:
         counters.journal_first_offset = journal.first
         counters.journal_last_offset = journal.last
         counters.store_offset = store.offset
@@ -153,7 +155,7 @@ def _metrics_text(
         counters.store_flush_failures = store.flush_failures
         counters.admitted_bytes = engine.pending_bytes
         counters.cursors_held = engine.cursors_held
-        return exposition(counters)
+        return exposition(counters if total is None else await total(counters))
 
     return text
 

@@ -17,6 +17,7 @@ from hongyan.descriptors import Share
 from hongyan.ids import lane
 from hongyan.link.listener import LinkListener
 from hongyan.link.router import Router
+from hongyan.metrics import Counters
 from hongyan.stopping import Stop
 
 log = structlog.get_logger("hongyan")
@@ -39,11 +40,15 @@ async def serve(settings: Settings, room: Share, path: Path, lifeline: socket.so
             print_hints(settings, settings.port)
         return everyone and listening > 0
 
+    async def total(own: Counters) -> Counters:
+        return await router.total() if router is not None else own
+
     async with AsyncExitStack() as stack:
-        core = await Core.open(stack, settings, room, stop, stopping, ready, lane(-1, settings.workers))
+        sequences = lane(-1, settings.workers)
+        core = await Core.open(stack, settings, room, stop, stopping, ready, sequences, total)
         if core is None:
             return 0
-        router = Router(core.engine, core.secret)
+        router = Router(core.engine, core.secret, core.counters)
         core.engine.start(router)
         stack.push_async_callback(core.engine.close)
         listener = LinkListener(path, router)

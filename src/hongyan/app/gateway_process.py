@@ -19,7 +19,7 @@ from hongyan.ids import Snowflake
 from hongyan.link.remote import RemoteEngine
 from hongyan.link.router import SESSION_BITS
 from hongyan.link.uplink import Uplink
-from hongyan.metrics import Counters
+from hongyan.metrics import Counters, figures
 from hongyan.stopping import Stop
 
 log = structlog.get_logger("hongyan")
@@ -40,7 +40,8 @@ async def serve(
     stopping = Stop(settings.shutdown_timeout_s, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stopping.on_signal, signal.SIGTERM)
     loop.add_reader(lifeline, stopping.begin)
-    link = Uplink(path, number, time.monotonic)
+    counters = Counters(max_connections=max_connections)
+    link = Uplink(path, number, time.monotonic, lambda: figures(counters))
     linking = loop.create_task(link.start(), name="first link")
     stopped = loop.create_task(stop.wait())
     await asyncio.wait({linking, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,7 +52,7 @@ async def serve(
     gateway = Gateway(
         settings, RemoteEngine(link), TokenVerifier(settings, linking.result()),
         Snowflake(settings.node_id, now_ms, sequences=sequences),
-        Counters(max_connections=max_connections), now_ms, time.monotonic, max_connections=max_connections,
+        counters, now_ms, time.monotonic, max_connections=max_connections,
         first_session=(number << SESSION_BITS) + 1,
     )  # fmt: skip
     link.gateway = gateway

@@ -68,6 +68,12 @@ class Listening(msgspec.Struct, array_like=True, tag=7):
     """The gateway takes connections."""
 
 
+class Figures(msgspec.Struct, array_like=True, tag=8):
+    """The gateway's counters as they are now."""
+
+    counters: dict[str, int | dict[str, int]]
+
+
 # -- engine to gateway -----------------------------------------------------------------------------
 
 
@@ -161,6 +167,10 @@ class Ready(msgspec.Struct, array_like=True, tag=32):
     """The engine takes what the gateway holds."""
 
 
+class Scrape(msgspec.Struct, array_like=True, tag=33):
+    """`Figures`, please."""
+
+
 ANSWERS: dict[str, Any] = {
     "create_group": dict[str, Any],
     "join_group": dict[str, Any],
@@ -173,7 +183,7 @@ ANSWERS: dict[str, Any] = {
 }
 LOGGED_IN = tuple[str, list[str]]  # the answer to `Login`: session_id, groups
 
-ToEngine = Send | Ack | Login | Logout | Ask | Hello | Listening
+ToEngine = Send | Ack | Login | Logout | Ask | Hello | Listening | Figures
 ToGateway = (
     Stored
     | Repeated
@@ -188,6 +198,7 @@ ToGateway = (
     | Welcome
     | Restored
     | Ready
+    | Scrape
 )
 decode_to_engine = msgspec.msgpack.Decoder(list[ToEngine]).decode
 decode_to_gateway = msgspec.msgpack.Decoder(list[ToGateway]).decode

@@ -26,6 +26,7 @@ from hongyan.link.base import Told as Outcomes
 from hongyan.link.held import Held
 from hongyan.link.router import SESSION_BITS
 from hongyan.link.stream import Stream
+from hongyan.metrics import Figures
 from hongyan.protocol import records
 from hongyan.protocol.names import conversation_key
 from hongyan.protocol.outcomes import Duplicate, Rejected
@@ -53,12 +54,15 @@ class Uplink:
 
     gateway: LinkedGateway
 
-    def __init__(self, path: Path, number: int, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, number: int, monotonic: Callable[[], float], figures: Callable[[], Figures]
+    ) -> None:
         self.ready = asyncio.Event()  # the engine takes requests
         self.sessions: dict[int, Resumed] = {}
         self._path = path
         self._number = number
         self._monotonic = monotonic
+        self._figures = figures  # of this process
         self._loop = asyncio.get_running_loop()
         self._stream: Stream | None = None
         self._up: Stream | None = None  # the same, from `Ready` on
@@ -105,6 +109,7 @@ class Uplink:
             self._keeping.cancel()
         if self._stream is not None:
             self._flush_acks()
+            self._report()
             self._stream.close()
             await asyncio.wait([self._stream.ended], timeout=patience_s)
 
@@ -145,7 +150,12 @@ class Uplink:
         late = self._held.take_before(now - ANSWER_S)
         if late:
             self.gateway.refuse(late, UNAVAILABLE)
+        self._report()  # what is counted when this process dies is half a second old
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _report(self) -> None:
+        if self._up is not None:
+            self._up.put(m.Figures(self._figures()))
 
     # what is asked
 
@@ -292,6 +302,8 @@ class Uplink:
                     self._secret.set_result(secret)
             case m.Restored():
                 self._restore(message)
+            case m.Scrape():
+                self._report()
             case m.Ready():
                 self._begin()
 
