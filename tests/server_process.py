@@ -77,7 +77,7 @@ class ServerProcess:
         self.data_dir = data_dir or root / "data"
         self.env = env or {}
         self.open_files = (open_files, open_files) if isinstance(open_files, int) else open_files
-        self.settings: dict[str, Any] = {"workers": int(os.environ.get("TW", "1"))} | settings
+        self.settings: dict[str, Any] = settings
         self.port = free_port()
         self.http_port = free_port()
         self.log_path = root / "server.log"
