@@ -250,3 +250,34 @@ async def test_a_port_in_use_is_said(server_factory, tmp_path, workers):
         assert f":{getattr(first, port)}: " in second.log
         setattr(second, port, free)
     assert "Traceback" not in second.log
+
+
+async def test_what_cannot_go_on_ends_the_server_with_its_code_and_text(server_factory, tmp_path):
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "holiday.jpg").write_bytes(b"not ours")
+    server = server_factory(started=False, data_dir=foreign, workers=2)
+    assert server.spawn().wait(20) == 1
+    assert "is not empty and not a data directory" in server.log
+    assert "Traceback" not in server.log
+    assert not alive(server.process.pid)
+
+
+async def test_a_path_too_long_for_a_socket_is_no_obstacle(server_factory, tmp_path, enter):
+    temporary, deep = tmp_path / "tmp", tmp_path / ("d" * 100)
+    temporary.mkdir()
+    server = server_factory(data_dir=deep, workers=2, env={"TMPDIR": str(temporary)})
+    await (await enter(server, "a")).say("@a", 1)
+    assert len(list(temporary.glob("*/link"))) == 1
+    assert await asyncio.to_thread(server.terminate) == 0
+    assert list(temporary.iterdir()) == []
+
+
+async def test_connections_are_spread_and_every_process_says_who_it_is(server_factory, enter):
+    server = server_factory(workers=3)
+    await crowd(enter, server, 24)
+    assert set(server.processes()) == {"engine", "gateway-1", "gateway-2", "gateway-3"}
+    for name in server.processes():
+        assert f'"process.name": "{name}"' in server.log
+    modes = {path.name: path.stat().st_mode & 0o777 for path in server.data_dir.iterdir() if path.is_socket()}
+    assert modes == {"link": 0o600}

@@ -79,7 +79,10 @@ def _reserve(settings: Settings, ours: Settings) -> tuple[Settings, Settings, li
     port = probe[0].getsockname()[1]
     for each in probe:
         each.close()
-    reserved = listen(settings.host, port, "WebSockets", shared=True)
+    try:
+        reserved = listen(settings.host, port, "WebSockets", shared=True, reuse=False)
+    except OSError:  # of a single process that ran here a moment ago, something is left
+        reserved = listen(settings.host, port, "WebSockets", shared=True)
     http = listen(settings.host, settings.http_port, "HTTP")
     ports = {"port": port, "http_port": http[0].getsockname()[1]}
     return settings.model_copy(update=ports), ours.model_copy(update=ports), reserved + http

@@ -18,7 +18,7 @@ from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
-from hongyan.link.base import PresenceState, Told
+from hongyan.link.base import PresenceState, Resumed, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
@@ -878,3 +878,40 @@ async def test_a_device_that_comes_back_before_another_is_admitted_keeps_its_pla
     world.journal.gate.set()
     await asyncio.gather(first, back)
     assert world.store.users["alice"].devices["a1"].number == number
+
+
+async def test_a_session_of_an_engine_before_goes_on_without_a_word(world: World) -> None:
+    """bob's presence is followed from then; that carol did not come back is told once she had the time."""
+    made = await world.engine.create_group(1, "#g", "", "open")
+    for number, user in ((3, "carol"), (4, "dave")):
+        await world.engine.login(number, user, "d", "")
+    again = world.new_engine()
+    await world.engine.close()
+    world.engine = again
+    await again.recover()
+    again.start(world.gateway)
+    world.gateway.states.clear()
+    assert again.resume(Resumed(11, "alice", "a1", "5", {"bob": True, "carol": True}), False) == [
+        made["group"]
+    ]
+    assert again.resume(Resumed(12, "bob", "b1", "6", {}), False) == []
+    assert again.resume(Resumed(13, "dave", "forgotten", "7", {}), False) is None
+    world.send(11, "@bob", "one")
+    await world.gateway.outcomes(1)
+    assert world.gateway.states == []
+    world.clock.ms += 5_001
+    async with asyncio.timeout(5):
+        while not world.gateway.states:
+            world.gateway.news.clear()
+            await world.gateway.news.wait()
+    ((session, states),) = world.gateway.states
+    assert (session, list(states), states["@carol"].online) == (11, ["@carol"], False)
+
+
+async def test_of_two_sessions_of_a_device_that_come_back_the_newer_stays(world: World) -> None:
+    world.engine.logout(1)
+    world.engine.resume(Resumed(21, "alice", "a1", "50", {}), True)
+    assert world.engine.resume(Resumed(22, "alice", "a1", "40", {}), True) is None
+    assert world.gateway.replaced == [22]
+    assert world.engine.resume(Resumed(23, "alice", "a1", "60", {}), True) == []
+    assert world.gateway.replaced == [22, 21]
