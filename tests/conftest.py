@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,25 @@ def server_factory(tmp_path: Path) -> Iterator[StartServer]:
         server.kill()
 
 
+# Also with several processes; all are in the long run.
+WITH_WORKERS = {"test_protocol_core", "test_protocol_groups"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        name = metafunc.module.__name__.rpartition(".")[2]
+        several = name in WITH_WORKERS or os.environ.get("HONGYAN_TEST_LONG")
+        metafunc.parametrize("server", [1, 2] if several else [1], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server a module, with limits per address out of the way. No test of it may leave a traceback."""
+def server(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[ServerProcess]:
+    """One server a module, of so many workers, with limits per address out of the way. No test of it may
+    leave a traceback."""
     shared = ServerProcess(
-        tmp_path_factory.mktemp("server"),
+        tmp_path_factory.mktemp("server"), workers=request.param,
         presence_offline_delay_ms=300, failed_logins_per_minute=10_000, registrations_per_minute=10_000,
     ).start()  # fmt: skip
     yield shared

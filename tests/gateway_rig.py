@@ -12,7 +12,7 @@ from hongyan.config import Settings
 from hongyan.errors import refused
 from hongyan.gateway.server import Gateway
 from hongyan.ids import Snowflake
-from hongyan.link.base import ConversationsPage, HistoryPage, PresenceState, SyncPage, Told
+from hongyan.link.base import ConversationsPage, HistoryPage, LoggedIn, PresenceState, SyncPage, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.names import conversation_key
 from hongyan.protocol.outcomes import Outcome
@@ -77,16 +77,13 @@ class FakeEngine:
             self.waiting.set()
             await self.gate.wait()
 
-    async def login(self, session: int, user: str, device: str, platform: str) -> str:
+    async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
         await self._step("login")
         self.calls.clear()
         if self.refuse_login is not None:
             raise self.refuse_login
         self.users[session] = user
-        return f"s{session}"
-
-    def groups(self, user: str) -> Sequence[str]:
-        return self.memberships.get(user, [])
+        return LoggedIn(f"s{session}", self.memberships.get(user, []))
 
     def logout(self, session: int) -> None:
         self.logouts.append(session)
@@ -142,7 +139,7 @@ class FakeEngine:
         await self._step("conversations")
         return ConversationsPage([], False, None)
 
-    def presence(
+    async def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         if self.broken:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,23 @@ def toml(settings: dict[str, Any]) -> str:
         return str(item) if isinstance(item, int | float) else f'"{item}"'
 
     return "".join(f"{name} = {value(item)}\n" for name, item in settings.items())
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group runs (one that has ended and waits to be reaped does not)."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, of = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                return True
+    return False
+
+
+def resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("the process is gone")
 
 
 def ask(url: str, body: bytes | None = None) -> tuple[int, Message, bytes]:
@@ -88,8 +106,9 @@ class ServerProcess:
         environment |= {"PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"} | self.env
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self.root, preexec_fn=self._limit
-            )
+                command, stdout=log, stderr=log, env=environment, cwd=self.root, preexec_fn=self._limit,
+                start_new_session=True,
+            )  # fmt: skip
         return self.process
 
     def _limit(self) -> None:
@@ -115,10 +134,27 @@ class ServerProcess:
             return False
 
     def kill(self) -> None:
-        """SIGKILL, wait until it is gone. Fine when it never ran or has ended."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        """SIGKILL to all its processes, wait until they are gone. Fine when it never ran or has ended."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        while alive(self.process.pid):  # orphans of it: nobody tells us of their end
+            time.sleep(0.005)
+
+    def processes(self) -> dict[str, int]:
+        """Process ids by what a process is: "engine" (which owns the directory), "gateway-1", …"""
+        assert self.process is not None
+        pid = self.process.pid
+        if self.settings.get("workers", 1) == 1:
+            return {"engine": pid}
+        found = {}
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(OSError):  # it has just ended
+                name = Path(f"/proc/{child}/comm").read_text().strip().removeprefix("hongyan-")
+                found[name.replace("gw", "gateway")] = int(child)
+        return found
 
     def terminate(self, timeout: float = 30) -> int:
         """SIGTERM; returns the exit code."""
@@ -140,9 +176,5 @@ class ServerProcess:
         return (self.data_dir / "secret").read_bytes()
 
     def memory_kib(self) -> int:
-        """Resident memory now."""
-        assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1])
-        raise AssertionError("the server is gone")
+        """Resident memory now, of all its processes."""
+        return sum(map(resident_kib, self.processes().values()))

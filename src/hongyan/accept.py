@@ -26,8 +26,10 @@ _WILDCARD_V6 = "::"
 log = structlog.get_logger("hongyan")
 
 
-def listen(host: str, port: int, what: str) -> list[socket.socket]:
-    """A bound socket for each address of `host`, all on the same port; "::" takes IPv4 too.
+def listen(host: str, port: int, what: str, shared: bool = False, reuse: bool = True) -> list[socket.socket]:
+    """A bound socket for each address of `host`, all on the same port; "::" takes IPv4 too. `shared`: other
+    processes of ours listen there as well, and the kernel spreads connections over them (SO_REUSEPORT). Without
+    `reuse` nobody else can bind it, even before it listens; connections that have ended may stand in the way.
 
     Raises OSError, with the address in its text, where one cannot be bound.
     """
@@ -38,7 +40,9 @@ def listen(host: str, port: int, what: str) -> list[socket.socket]:
             listening = socket.socket(family, kind, protocol)
             made.append(listening)
             listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            if shared:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != _WILDCARD_V6)
             where: Any = address

@@ -63,12 +63,15 @@ def _host(value: str) -> str:
     return value
 
 
-def _one(value: int) -> int:
-    if value != 1:
-        raise ValueError("this version runs in one process, so only 1 is possible")
+def _workers(value: object) -> object:
+    if value == "auto":
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value):
+        raise ValueError("a number is due, or auto")
     return value
 
 
+MAX_WORKERS = 64  # a share of the ids of one millisecond is left for each (ids.py)
 MiB = 1024 * 1024
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Port = Annotated[Int, Field(ge=0, le=65535)]
@@ -93,7 +96,7 @@ class Settings(BaseSettings):
     http_port: Port = 8081
     data_dir: File = Path("hongyan-data")
     node_id: Annotated[Int, Field(ge=0, le=1023)] = 1
-    workers: Annotated[Int, AfterValidator(_one)] = 1
+    workers: Annotated[Int, BeforeValidator(_workers), Field(ge=1, le=MAX_WORKERS)] = 1
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = "auto"
 

@@ -45,14 +45,31 @@ def share(limit: int, max_connections: int = 0) -> Share:
 
     Raises ConfigError where there is no room for as many, or for hardly any.
     """
+    store, http = _store_files(limit), min(_HTTP_CONNECTIONS, limit // 10)
+    return Share(store, _connections(limit - store - http, max_connections, limit), http)
+
+
+def engine_share(limit: int) -> Share:
+    """Of a process without a gateway."""
+    return Share(_store_files(limit), 0, min(_HTTP_CONNECTIONS, limit // 10))
+
+
+def gateway_share(limit: int, max_connections: int = 0) -> int:
+    """The connections of a process that has nothing else. Raises ConfigError as `share`."""
+    return _connections(limit, max_connections, limit)
+
+
+def _store_files(limit: int) -> int:
     least, most = _STORE_FILES
-    store = max(least, min(most, limit // 4))
-    http = min(_HTTP_CONNECTIONS, limit // 10)
-    room = limit - RESERVE - store - http
+    return max(least, min(most, limit // 4))
+
+
+def _connections(rest: int, max_connections: int, limit: int) -> int:
+    room = rest - RESERVE
     if room < max(LEAST_CONNECTIONS, max_connections):
         wanted = max_connections or LEAST_CONNECTIONS
         raise ConfigError(
             f"max_connections: {wanted} connections are more than the {max(room, 0)} that a limit of {limit} open "
             "files leaves room for: raise it (ulimit -n, LimitNOFILE=)"
         )
-    return Share(store, max_connections or room, http)
+    return max_connections or room

@@ -17,6 +17,7 @@ _REDACTED = "[redacted]"
 _SECRET = re.compile(r"token|password|authorization|content(?!_type|_length)|secret", re.IGNORECASE)
 # A JWT that got into a text: an error's, a traceback's. Its header always begins with `{"`.
 _JWT = re.compile(r"eyJ[\w-]{5,}\.[\w-]+\.[\w-]*")
+_speaker: dict[str, str] = {}  # which of the server's processes this is, where there are several
 _INTERNAL = {"_record", "_from_structlog", "exc_info", "stack_info"}
 
 
@@ -27,6 +28,7 @@ def configure(settings: Settings) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _name_speaker,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -66,6 +68,16 @@ def configure(settings: Settings) -> None:
     logging.getLogger("uvicorn.error").setLevel(max(level, logging.ERROR))
 
 
+def speak_as(process: str) -> None:
+    """Have every line from here on say which process it is of. (Also lines of threads, which have no context.)"""
+    _speaker["process"] = process
+
+
+def _name_speaker(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    event.update(_speaker)
+    return event
+
+
 def redact(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """What a secret key holds is replaced, also in dicts within; so is a JWT in any text."""
     for key, value in event.items():
@@ -96,6 +108,8 @@ def ecs(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
         "service.name": _SERVICE,
         "log.logger": event.pop("logger", _SERVICE),
     }
+    if "process" in event:
+        record["process.name"] = event.pop("process")
     if "exception" in event:
         trace = str(event.pop("exception"))
         record["error.stack_trace"] = trace

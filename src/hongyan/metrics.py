@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -65,7 +65,7 @@ _HISTOGRAMS = {
 # Seconds: from one fsync on a good disk to the ten within which every send is answered.
 _BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
-__all__ = ["CONTENT_TYPE", "Counters", "Histogram", "exposition"]
+__all__ = ["CONTENT_TYPE", "Counters", "Figures", "Histogram", "Tally", "exposition", "figures"]
 
 
 class Histogram:
@@ -149,6 +149,51 @@ class Counters:
     def hit(self, limit: str) -> None:
         """Count that the setting `limit` was reached."""
         self.limit_hits[limit] = self.limit_hits.get(limit, 0) + 1
+
+
+Figures = dict[str, int | dict[str, int]]
+
+
+def figures(counters: Counters) -> Figures:
+    """What another process needs to add them to its own (no histograms: gateways have none)."""
+    return {
+        each.name: value for each in fields(counters)
+        if isinstance(value := getattr(counters, each.name), int | dict)
+    }  # fmt: skip
+
+
+class Tally:
+    """One process's counters and those that others report, by the number of the process. What one that is gone has
+    counted stays in the sum; what it held does not."""
+
+    def __init__(self, own: Counters) -> None:
+        self._own = own
+        self._reported: dict[int, Figures] = {}
+        self._gone = Counters()
+
+    def report(self, process: int, reported: Figures) -> None:
+        self._reported[process] = reported
+
+    def gone(self, process: int) -> None:
+        last = self._reported.pop(process, {})
+        _add(self._gone, {name: value for name, value in last.items() if name not in _GAUGES})
+
+    def total(self) -> Counters:
+        total = replace(self._own, errors={}, closes={}, limit_hits={})
+        _add(total, {name: value for name, value in figures(self._own).items() if isinstance(value, dict)})
+        for each in (figures(self._gone), *self._reported.values()):
+            _add(total, each)
+        return total
+
+
+def _add(to: Counters, reported: Figures) -> None:
+    for name, value in reported.items():
+        if isinstance(value, int):
+            setattr(to, name, getattr(to, name) + value)
+        else:
+            counts: dict[str, int] = getattr(to, name)
+            for label, count in value.items():
+                counts[label] = counts.get(label, 0) + count
 
 
 class _Samples(Collector):

@@ -42,6 +42,12 @@ class Stop:
             log.warning("told to stop twice, the server ends", signal=signal.Signals(number).name)
             self._exit(128 + number)
             return
+        self.begin()
+
+    def begin(self) -> None:
+        """Stop, for another reason than a signal. Idempotent."""
+        if self._end:
+            return
         self._end = time.monotonic() + self._seconds
         timer = threading.Timer(self._seconds, self._late)
         timer.daemon = True

@@ -12,7 +12,7 @@ import pytest
 
 from server_process import ServerProcess
 
-from .workload import Workload
+from .workload import SEVERAL_IF_LONG, Workload
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +26,9 @@ def journal_of(server: ServerProcess) -> Path:
     return found[0]
 
 
-async def test_rounds_of_kill_9_under_load(server_factory, rounds):
-    server = server_factory(rate_limit=0)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_rounds_of_kill_9_under_load(server_factory, rounds, workers):
+    server = server_factory(workers=workers, rate_limit=0)
     load = Workload(server, users=10 if rounds > 2 else 6)
     await load.prepare()
     chance = random.Random(9)
@@ -37,20 +38,22 @@ async def test_rounds_of_kill_9_under_load(server_factory, rounds):
         await load.settle_and_check()
 
 
-async def test_kill_9_during_recovery(server_factory, rounds):
+@pytest.mark.parametrize("workers", SEVERAL_IF_LONG)
+async def test_kill_9_during_recovery(server_factory, rounds, workers):
     """The store lags far behind (no flush), so that recovery has something to do; it is shot at random
     moments of it, then left to finish."""
-    server = server_factory(rate_limit=0, store_flush_interval_ms=60_000, store_sync_interval_ms=60_000)
+    server = server_factory(
+        workers=workers, rate_limit=0, store_flush_interval_ms=60_000, store_sync_interval_ms=60_000
+    )
     load = Workload(server)
     await load.prepare()
     chance = random.Random(10)
     for _ in range(rounds):
         await load.crash_after(1500, server.kill)
         for _ in range(2):
-            process = server.spawn()
+            server.spawn()
             await asyncio.sleep(chance.uniform(0.1, 0.9))  # a random moment is the point
-            process.kill()
-            process.wait()
+            server.kill()
         await asyncio.to_thread(server.start)
         await load.settle_and_check()
 

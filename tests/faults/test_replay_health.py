@@ -11,6 +11,8 @@ import pytest
 
 from server_process import SOURCES, ServerProcess, ask
 
+from .workload import SEVERAL_IF_LONG
+
 pytestmark = pytest.mark.slow
 
 SLOW_REPLAY = """
@@ -35,12 +37,15 @@ def until_listening(server: ServerProcess) -> tuple[int, Message, bytes]:
             time.sleep(0.05)  # there is no event to wait for in another process's start
 
 
-async def test_health_answers_during_the_replay(server_factory, tmp_path):
+@pytest.mark.parametrize("workers", SEVERAL_IF_LONG)
+async def test_health_answers_during_the_replay(server_factory, tmp_path, workers):
     flag, faults = tmp_path / "replaying", tmp_path / "faults"
     faults.mkdir()
     (faults / "sitecustomize.py").write_text(SLOW_REPLAY.format(flag=str(flag)))
     flag.touch()
-    server: ServerProcess = server_factory(started=False, env={"PYTHONPATH": f"{faults}:{SOURCES}"})
+    server: ServerProcess = server_factory(
+        workers=workers, started=False, env={"PYTHONPATH": f"{faults}:{SOURCES}"}
+    )
     server.spawn()
     assert (await asyncio.to_thread(until_listening, server))[0] == 200
     assert (await asyncio.to_thread(ask, f"{server.http}/readyz"))[0] == 503
@@ -61,12 +66,15 @@ async def test_health_answers_during_the_replay(server_factory, tmp_path):
     assert await asyncio.to_thread(server.terminate) == 0
 
 
-async def test_a_stop_during_the_replay_is_a_stop(server_factory, tmp_path):
+@pytest.mark.parametrize("workers", SEVERAL_IF_LONG)
+async def test_a_stop_during_the_replay_is_a_stop(server_factory, tmp_path, workers):
     flag, faults = tmp_path / "replaying", tmp_path / "faults"
     faults.mkdir()
     (faults / "sitecustomize.py").write_text(SLOW_REPLAY.format(flag=str(flag)))
     flag.touch()
-    server: ServerProcess = server_factory(started=False, env={"PYTHONPATH": f"{faults}:{SOURCES}"})
+    server: ServerProcess = server_factory(
+        workers=workers, started=False, env={"PYTHONPATH": f"{faults}:{SOURCES}"}
+    )
     server.spawn()
     await asyncio.to_thread(until_listening, server)
     assert await asyncio.to_thread(server.terminate) == 0

@@ -11,8 +11,9 @@ SIZE = 40_000
 WARM_UP, MESSAGES = 1000, 2500
 
 
-async def test_a_slow_consumer_is_closed_and_gets_all_by_sync(server_factory):
-    server = server_factory(rate_limit=0, tail_bytes=4 << 20)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_slow_consumer_is_closed_and_gets_all_by_sync(server_factory, workers):
+    server = server_factory(workers=workers, rate_limit=0, tail_bytes=4 << 20)
     fast = await Outsider.connect(server.url)
     await fast.login(server.token("fast"))
     slow = await Outsider.connect(server.url)

@@ -29,8 +29,9 @@ def contents(directory: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-async def test_sigterm_under_load_loses_nothing(server_factory):
-    server: ServerProcess = server_factory(rate_limit=0)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_under_load_loses_nothing(server_factory, workers):
+    server: ServerProcess = server_factory(workers=workers, rate_limit=0)
     load = Workload(server)
     await load.prepare()
     idle = [await load.open(f"idle{n}") for n in range(12)]
@@ -57,8 +58,9 @@ async def test_sigterm_under_load_loses_nothing(server_factory):
     assert "Traceback" not in server.log
 
 
-async def test_a_stop_with_idle_clients_is_quick_and_restart_keeps_all(server_factory):
-    server: ServerProcess = server_factory()
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_stop_with_idle_clients_is_quick_and_restart_keeps_all(server_factory, workers):
+    server: ServerProcess = server_factory(workers=workers)
     client = await Outsider.connect(server.url)
     await client.login(server.token("a"))
     await client.say("@a", "kept")
@@ -83,14 +85,17 @@ SqliteJournal._append = hang
 """
 
 
-@pytest.fixture
-def hanging(server_factory, tmp_path):
+@pytest.fixture(params=[1, 2])
+def hanging(server_factory, tmp_path, request):
     """A server whose journal does not come back while the file `flag` is there."""
     flag, faults = tmp_path / "hang", tmp_path / "faults"
     faults.mkdir()
     (faults / "sitecustomize.py").write_text(HANGS.format(flag=str(flag)))
     server: ServerProcess = server_factory(
-        env={"PYTHONPATH": f"{faults}:{SOURCES}"}, shutdown_timeout_s=2, login_timeout_ms=60_000
+        env={"PYTHONPATH": f"{faults}:{SOURCES}"},
+        shutdown_timeout_s=2,
+        login_timeout_ms=60_000,
+        workers=request.param,
     )
     return server, flag
 
@@ -113,8 +118,9 @@ async def test_a_disk_that_hangs_does_not_keep_the_process(hanging):
     await client.close()
 
 
-async def test_a_second_signal_ends_at_once(server_factory, tmp_path):
-    server: ServerProcess = server_factory(shutdown_timeout_s=60)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_signal_ends_at_once(server_factory, tmp_path, workers):
+    server: ServerProcess = server_factory(workers=workers, shutdown_timeout_s=60)
     client = await Outsider.connect(server.url)  # which does not read: its close is waited for
     await client.login(server.token("a"))
     client.ws.transport.pause_reading()

@@ -275,7 +275,7 @@ async def test_what_the_engine_refuses_at_login(code, closes):
             await client.login("alice")
 
 
-@pytest.mark.parametrize("part", ["verifier", "login", "groups"])
+@pytest.mark.parametrize("part", ["verifier", "login"])
 async def test_a_login_that_fails_by_a_defect_closes_1011_and_leaves_no_session(part, monkeypatch):
     def fail(*_):
         raise RuntimeError("broken on purpose")

@@ -52,9 +52,12 @@ class Rig:
         self.ready = self.writable = True
         self.http = HttpServer(
             self.settings, self.accounts, TokenSigner(self.settings, SECRET), self.counters,
-            lambda: self.ready, lambda: self.writable, lambda: exposition(self.counters),
+            lambda: self.ready, lambda: self.writable, self.metrics_text,
             passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)), **options,
         )  # fmt: skip
+
+    async def metrics_text(self) -> bytes:
+        return exposition(self.counters)
 
     async def __aenter__(self) -> Rig:
         await self.http.start()

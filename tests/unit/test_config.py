@@ -149,3 +149,12 @@ def test_the_example_has_every_setting_with_its_default():
     assert load({}, EXAMPLE) == Settings()
     for name in without_value:
         assert getattr(Settings(), name) is None
+
+
+def test_workers_are_a_number_or_one_a_core(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 5})
+    assert load({"workers": "auto"}).workers == 3
+    monkeypatch.setenv("HONGYAN_WORKERS", "4")
+    assert load({}).workers == 4
+    assert faults({"workers": "0"})[0].startswith("--workers: ")
+    assert faults({"workers": "two"}) == ["--workers: a number is due, or auto (got 'two')"]

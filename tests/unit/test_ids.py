@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hongyan.errors import Refused
-from hongyan.ids import END_MS, EPOCH_MS, RESERVE_MS, Snowflake, time_ms
+from hongyan.ids import END_MS, EPOCH_MS, RESERVE_MS, Snowflake, lane, time_ms
 
 NOW = EPOCH_MS + 50_000_000_000
 
@@ -163,3 +163,14 @@ def test_a_clock_past_the_41_bits_is_refused() -> None:
 def test_a_node_outside_10_bits_is_refused(node: int) -> None:
     with pytest.raises(ValueError, match="node"):
         Snowflake(node, Clock())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 64])
+def test_processes_of_one_server_never_make_the_same_id(workers: int) -> None:
+    made: list[int] = []
+    for number in range(-1, workers):
+        snowflake = Snowflake(1, Clock(), sequences=lane(number, workers))
+        theirs = [snowflake.next() for _ in range(5000)]
+        assert theirs == sorted(theirs)
+        made += theirs
+    assert len(set(made)) == len(made)

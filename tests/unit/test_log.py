@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from hongyan.config import Settings
-from hongyan.log import configure, redact
+from hongyan.log import configure, redact, speak_as
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 
@@ -120,3 +120,11 @@ def test_secrets_never_appear(start, log_format):
 def test_what_only_sounds_like_a_secret_is_kept():
     event = {"event": "x", "content_type": "text", "user": "alice", "n": 1, "none": None}
     assert redact(None, "", dict(event)) == event
+
+
+def test_a_process_of_several_names_itself(start, monkeypatch):
+    monkeypatch.setattr("hongyan.log._speaker", {})
+    stream = start(log_format="json")
+    speak_as("gateway-2")
+    structlog.get_logger("hongyan.test").info("here")
+    assert lines(stream)[0]["process.name"] == "gateway-2"

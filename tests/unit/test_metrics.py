@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from hongyan.metrics import Counters, Histogram, exposition
+from hongyan.metrics import Counters, Histogram, Tally, exposition, figures
 
 
 def samples(counters: Counters) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -59,3 +59,17 @@ def test_a_histogram_is_exposed():
     assert said["hongyan_ack_seconds_count", ()] == 1
     assert said["hongyan_ack_seconds_sum", ()] == 0.003
     assert not any(name.endswith("_created") for name, _ in said if name.startswith("hongyan_"))
+
+
+def test_what_a_process_has_counted_stays_and_what_it_held_goes():
+    own, other = Counters(requests=1), Counters(requests=10, connections=5)
+    own.errors["busy"], other.errors["busy"] = 1, 2
+    tally = Tally(own)
+    tally.report(7, figures(other))
+    assert (tally.total().requests, tally.total().connections, tally.total().errors) == (11, 5, {"busy": 3})
+    tally.gone(7)
+    assert (tally.total().requests, tally.total().connections, tally.total().errors) == (11, 0, {"busy": 3})
+    tally.report(8, figures(other))
+    assert (tally.total().requests, tally.total().connections, tally.total().errors) == (21, 5, {"busy": 5})
+    assert (own.requests, own.errors) == (1, {"busy": 1})
+    assert tally.total().ack_seconds is own.ack_seconds

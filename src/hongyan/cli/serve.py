@@ -20,7 +20,10 @@ from hongyan.config import load
     "--data-dir", metavar="DIR",
     help="Where messages are kept.  [default: hongyan-data]",
 )  # fmt: skip
-@click.option("--workers", type=int, help="Processes; this version has one.  [default: 1]")
+@click.option(
+    "--workers", metavar="N",
+    help="Gateway processes; from 2 on there is an engine process too. auto: one a core.  [default: 1]",
+)  # fmt: skip
 @click.option("--rate-limit", type=int, help="Requests a second a connection; 0: no limit.  [default: 100]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option(
@@ -41,6 +44,7 @@ def serve(config: Path | None, **flags: Any) -> None:
     Examples:
       hongyan serve
       hongyan serve --port 9000 --http-port 9001 --data-dir /var/lib/hongyan
+      hongyan serve --workers auto
       hongyan serve --config hongyan.toml --log-format json
     """
     with wrong_settings_named("serve"):

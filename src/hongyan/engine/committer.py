@@ -249,13 +249,14 @@ class Committer:
         counters.batches += 1
         counters.batch_records += len(batch.records)
         outcomes = self.fold(entry)
+        counters.messages_accepted += len(self._sequencer.changes.messages)
         self._flying = None
         self._pending_bytes -= batch.weight
         for place, future in batch.commands:
             if not future.done():
                 future.set_result(outcomes[place])
         if self.gateway is not None:
-            self.gateway.tell(zip(batch.sessions, batch.records, outcomes, strict=True))
+            self.gateway.tell(zip(batch.sessions, batch.records, outcomes, strict=True), entry.first)
         sends = len(batch.records) - len(batch.commands)
         if sends:
             waited_ms = max(0, self._now_ms() - batch.records[0].at)

@@ -13,6 +13,7 @@ from hongyan.config import Settings
 from hongyan.engine.commands import GroupCommands, raise_rejected
 from hongyan.engine.committer import Committer
 from hongyan.engine.cursors import CursorQueue
+from hongyan.engine.gap import gap_after
 from hongyan.engine.logins import Logins
 from hongyan.engine.presence import Presence
 from hongyan.engine.reads import Reader
@@ -23,7 +24,16 @@ from hongyan.engine.window import Window
 from hongyan.errors import Refused, Unavailable, refused
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Journal
-from hongyan.link.base import ConversationsPage, GatewayApi, HistoryPage, PresenceState, SyncPage
+from hongyan.link.base import (
+    ConversationsPage,
+    Gap,
+    GatewayApi,
+    HistoryPage,
+    LoggedIn,
+    PresenceState,
+    Resumed,
+    SyncPage,
+)
 from hongyan.metrics import Counters
 from hongyan.protocol import records
 from hongyan.store.base import Store
@@ -242,9 +252,9 @@ class Engine:
         row = self._store.user(user)
         return row.password if row is not None else None
 
-    async def login(self, session: int, user: str, device: str, platform: str) -> str:
+    async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
         number = await self._logins.remembered(session, user, device, platform)
-        return self._enter(session, user, device, number)
+        return LoggedIn(self._enter(session, user, device, number), self.groups(user))
 
     def _enter(self, session: int, user: str, device: str, device_number: int) -> str:
         new = Session(session, user, device, device_number, str(self._snowflake.envelope()))
@@ -260,7 +270,38 @@ class Engine:
             self._presence.came(user)
         return new.session_id
 
+    def resume(self, resumed: Resumed, same: bool) -> Sequence[str] | None:
+        """See `link.base.ServingEngine`, as the next two."""
+        user, device = resumed.user, resumed.device
+        row, there = self._store.user(user), self._sessions.of(user, device)
+        if there is not None and int(there.session_id) > int(resumed.session_id):
+            self._gateway.replace(resumed.session)
+            return None
+        if row is None or device not in row.devices:
+            return None
+        number = row.devices[device].number
+        session = Session(resumed.session, user, device, number, resumed.session_id)
+        was_online = self._sessions.online(user)
+        self._cursors.seen(user, device, self._now_ms())
+        self._sessions.add(session)
+        if there is not None:
+            self._gateway.replace(there.number)
+            self._presence.forget(there)
+            self._sessions.remove(there)
+        self._presence.resume(session, resumed.followed, self._monotonic_ms())
+        if same and not was_online:
+            self._presence.came(user)
+        return self.groups(user)
+
+    @property
+    def offset(self) -> int:
+        return self._store.offset
+
+    def gap_after(self, offset: int) -> Gap | None:
+        return gap_after(self._journal, self._store, offset)
+
     def groups(self, user: str) -> Sequence[str]:
+        """Addresses of the groups the user is a member of, now."""
         found: list[str] = []
         after = "#"  # '#' sorts below every direct conversation's key
         while rows := self._store.memberships(user, after):
@@ -357,7 +398,7 @@ class Engine:
         async with self._reader.place() as turn:
             return await self._reader.conversations(turn, self._session(session), limit, page)
 
-    def presence(
+    async def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         try:

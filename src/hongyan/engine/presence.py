@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -35,6 +36,8 @@ class Presence:
         self._leaving: dict[str, tuple[int, int]] = {}  # user -> (monotonic deadline, wall-clock last seen)
         # user -> what to tell, and whom still: changes that wait for their share of a tick
         self._changes: dict[str, tuple[PresenceState, list[Session]]] = {}
+        # monotonic deadline, a session that was resumed, what it takes to be so
+        self._resumed: deque[tuple[int, Session, dict[str, bool]]] = deque()
         self.push: Callable[[Sequence[int], Mapping[str, PresenceState]], None] = lambda sessions, states: (
             None
         )
@@ -58,6 +61,30 @@ class Presence:
             for user in users:
                 self._unfollow(session, user)
         return {f"@{user}": self.state(user, session.user) for user in users}
+
+    def resume(self, session: Session, followed: Mapping[str, bool], monotonic_ms: int) -> None:
+        """The session follows these already, and takes them to be online or not. Where that is not so once everybody
+        has had the time to come back, it is told."""
+        if not followed:
+            return
+        session.subscriptions = set(followed)
+        for user in followed:
+            self._watchers.setdefault(user, set()).add(session)
+        self._resumed.append((monotonic_ms + self._delay_ms, session, dict(followed)))
+
+    def _tell_resumed(self, monotonic_ms: int, room: int) -> None:
+        """A tick's share. Each session is told of the newest state, whatever was told meanwhile."""
+        while self._resumed and self._resumed[0][0] <= monotonic_ms and room > 0:
+            _, session, believed = self._resumed.popleft()
+            room -= len(believed)
+            if session.subscriptions is None or self._sessions.get(session.number) is not session:
+                continue
+            states = {
+                f"@{user}": state for user, online in believed.items()
+                if user in session.subscriptions and (state := self.state(user, session.user)).online != online
+            }  # fmt: skip
+            if states:
+                self.push([session.number], states)
 
     def state(self, user: str, viewer: str) -> PresenceState:
         if not self._visible(user, viewer):
@@ -86,6 +113,7 @@ class Presence:
         for user, last_seen in due:
             del self._leaving[user]
             self._change(user, PresenceState(False, last_seen))
+        self._tell_resumed(monotonic_ms, PUSHES)
         self._work(PUSHES)
 
     def forget(self, session: Session) -> None:

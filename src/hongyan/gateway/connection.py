@@ -309,10 +309,7 @@ class Connection(Peer):
     def login_accepted(self, groups: Sequence[str], answer: bytes) -> None:
         """Carry exactly the groups the engine names now; then answer, then what was held."""
         self.state = NEXT[self.state, Input.ACCEPTED]
-        for topic in self.topics.difference(groups, (f"@{self.user}",)):
-            self.gateway.unsubscribe(self, topic)
-        for topic in groups:
-            self.gateway.subscribe(self, topic)
+        self.gateway.carry(self.session, groups)
         self.gateway.logged_in(self)
         self.wire.wheel.schedule(self.wire, min(self.expires_at, self._silence_deadline()))
         if not self.outbox.release(answer):

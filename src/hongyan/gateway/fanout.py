@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -71,16 +71,15 @@ class Fanout:
 
     # GatewayApi
 
-    def tell(self, told: Iterable[Told]) -> None:
+    def tell(self, told: Iterable[Told], first: int = 0) -> None:
         stored, other = self._stored, self._other
-        answered = accepted = gathered = 0
+        answered = gathered = 0
         for session, record, outcome in told:
             if session:
                 answered += 1
             gathered += _OVERHEAD_BYTES
             try:
                 if type(outcome) is Message:
-                    accepted += 1
                     gathered += len(outcome.content)
                     stored(session, outcome)
                 else:
@@ -92,7 +91,6 @@ class Fanout:
             if gathered > EARLY_BYTES:
                 gathered = 0
                 self._flush()
-        self.counters.messages_accepted += accepted
         self.in_flight -= answered
         self._flush()
         self.answered()
@@ -128,6 +126,22 @@ class Fanout:
             log.exception("cannot tell of presence")
         self._flush()
 
+    def carry(self, session: int, groups: Collection[str]) -> None:
+        connection = self.sessions.get(session)
+        if connection is None:
+            return
+        for topic in connection.topics.difference(groups, (f"@{connection.user}",)):
+            self.unsubscribe(connection, topic)
+        for topic in groups:
+            self.subscribe(connection, topic)
+
+    def resync(self, topics: Collection[str]) -> None:
+        self._broadcast(self.carrying(topics), "resync", {})
+        self._flush()
+
+    def carrying(self, topics: Iterable[str]) -> set[Connection]:
+        return {connection for topic in topics for connection in self.topics.get(topic, ())}
+
     def answered(self) -> None:
         """Called when sends have been answered (a drain may wait for the last)."""
 
@@ -144,7 +158,7 @@ class Fanout:
             }
         elif isinstance(outcome, GroupChanged):
             topics = {outcome.group, *(f"@{user}" for _, user in outcome.events)}
-        missed = {connection for topic in topics for connection in self.topics.get(topic, ())}
+        missed = self.carrying(topics)
         origin = self.sessions.get(session)
         for connection in missed if origin is None else {origin, *missed}:
             self._close(connection, frames.INTERNAL, "internal error")

@@ -45,11 +45,10 @@ def heartbeat(connection: Connection, request: Heartbeat) -> None:
     connection.push(_answer(connection, "heartbeat", request.message_id, {}))
 
 
-def presence(connection: Connection, request: Presence) -> None:
+async def presence(connection: Connection, request: Presence) -> bytes:
     data = request.data
-    states = connection.gateway.engine.presence(connection.session, data.users, data.subscribe)
-    answer = {"states": presence_data(states)}
-    connection.push(_answer(connection, "presence", request.message_id, answer))
+    states = await connection.gateway.engine.presence(connection.session, data.users, data.subscribe)
+    return _answer(connection, "presence", request.message_id, {"states": presence_data(states)})
 
 
 def login(connection: Connection, request: Login) -> Later | None:
@@ -77,10 +76,9 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
     if not verified:
         return None
     try:
-        session_id = await gateway.engine.login(
+        session_id, groups = await gateway.engine.login(
             connection.session, connection.user, request.data.device_id, request.data.platform
         )
-        groups = gateway.engine.groups(connection.user)
     except Refused as refusal:
         connection.login_refused()
         _refuse_login(connection, refusal.error, request.message_id)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -58,9 +58,10 @@ class Gateway(Fanout):
     def __init__(
         self, settings: Settings, engine: EngineApi | None, verifier: Verifier, snowflake: Snowflake,
         counters: Counters, now_ms: Callable[[], int], monotonic: Callable[[], float], *,
-        max_connections: int = 1_000_000,
+        max_connections: int = 1_000_000, first_session: int = 1,
     ) -> None:  # fmt: skip
-        """`max_connections`: TCP connections at a time, whatever they have come to."""
+        """`max_connections`: TCP connections at a time, whatever they have come to. `first_session`: where the
+        numbers of sessions begin."""
         super().__init__(settings.group_event_max_members, snowflake, counters, now_ms)
         if engine is not None:
             self.engine = engine
@@ -75,7 +76,7 @@ class Gateway(Fanout):
         self.logins = Share(monotonic, floor_s=0.002, part=0.25, piece_s=0.0005)
         self.failed_logins = FailedLogins(settings.failed_logins_per_minute)
         self.draining = False
-        self.next_session = itertools.count(1).__next__
+        self.next_session = itertools.count(first_session).__next__
         self._max_connections = max_connections
         # Where descriptors are few, those who have logged in keep half of them, and no address gets the rest.
         self._max_strangers = min(settings.max_unauthenticated, max(max_connections // 2, 1))
@@ -103,7 +104,8 @@ class Gateway(Fanout):
 
     async def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
-        sockets = listen(self.settings.host, self.settings.port, "WebSockets")
+        settings = self.settings
+        sockets = listen(settings.host, settings.port, "WebSockets", shared=settings.workers > 1)
         for listener in sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._acceptor = Acceptor(sockets, self._protocol, self._admit, self._gone)
@@ -267,10 +269,7 @@ class Gateway(Fanout):
             connection.stop_reading()
         self.answered()
         await _within(self._idle.wait(), deadline_s * 0.6, "requests were not answered before the stop")
-        spread_ms = max(2000, len(self.sessions) * 1000 // RECONNECTS_A_SECOND)
-        for connection in tuple(self.sessions.values()):
-            delay = 200 + random.randrange(spread_ms)
-            connection.close(frames.RESTART, f"retry_after_ms={delay}")
+        self.send_away()
         for protocol in tuple(self._acceptor.open):
             if protocol.wire is not None and protocol.wire.listener is None:
                 protocol.wire.finish(None)
@@ -283,6 +282,16 @@ class Gateway(Fanout):
             task.cancel()
         await asyncio.sleep(0)
         self.wheel.stop()
+
+    def send_away(self, sessions: Collection[int] | None = None, topics: Collection[str] = ()) -> None:
+        """Close these, and those that carry one of the topics (None: all), with 1012 and a spread-out delay."""
+        away = self.carrying(topics)
+        chosen = self.sessions if sessions is None else sessions
+        away.update(self.sessions[session] for session in chosen if session in self.sessions)
+        spread_ms = max(2000, len(away) * 1000 // RECONNECTS_A_SECOND)
+        for connection in away:
+            delay = 200 + random.randrange(spread_ms)
+            connection.close(frames.RESTART, f"retry_after_ms={delay}")
 
 
 async def _within(waiting: Coroutine[Any, Any, Any], seconds: float, otherwise: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -103,7 +103,7 @@ class AccountRoutes:
 
 def application(
     accounts: AccountRoutes | None, ready: Callable[[], bool], writable: Callable[[], bool],
-    metrics_text: Callable[[], bytes],
+    metrics_text: Callable[[], Awaitable[bytes]],
 ) -> Starlette:  # fmt: skip
     """The ASGI application. `accounts` None: register and login are not there (404); they are refused while
     not `ready`. Traffic can be taken when `ready` and `writable`."""
@@ -127,7 +127,7 @@ def application(
         )
 
     async def metrics(request: Request) -> Response:
-        return Response(metrics_text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(await metrics_text(), headers={"Content-Type": CONTENT_TYPE})
 
     routes = [
         Route("/healthz", answering(healthz)),

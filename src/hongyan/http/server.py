@@ -4,7 +4,7 @@ and in time."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import h11
 import uvicorn
@@ -73,7 +73,7 @@ class HttpServer:
 
     def __init__(
         self, settings: Settings, accounts: Accounts, signer: TokenSigner, counters: Counters,
-        ready: Callable[[], bool], writable: Callable[[], bool], metrics_text: Callable[[], bytes], *,
+        ready: Callable[[], bool], writable: Callable[[], bool], metrics_text: Callable[[], Awaitable[bytes]], *,
         passwords: Passwords | None = None, body_timeout_s: float = BODY_TIMEOUT_S, patience_s: float = 30.0,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:  # fmt: skip

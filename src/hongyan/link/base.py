@@ -8,8 +8,8 @@ Addresses have their sigil, users and devices are ids. Any call that answers may
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,7 +23,14 @@ from hongyan.protocol.state import Message
 Told = tuple[int, Record, Outcome]
 
 
-class Item(msgspec.Struct, frozen=True):
+class LoggedIn(NamedTuple):
+    """Answer to a login. `groups`: addresses of those that the user is a member of at that point of what is told."""
+
+    session_id: str
+    groups: Sequence[str]
+
+
+class Item(msgspec.Struct, array_like=True, frozen=True):
     """A message as one viewer sees it in sync or history: `conversation` is the viewer's address;
     `own`: the viewer sent it (carries `key`)."""
 
@@ -32,7 +39,7 @@ class Item(msgspec.Struct, frozen=True):
     own: bool
 
 
-class SyncPage(msgspec.Struct, frozen=True):
+class SyncPage(msgspec.Struct, array_like=True, frozen=True):
     """`page` None: complete (`has_more` False)."""
 
     items: Sequence[Item]
@@ -40,12 +47,12 @@ class SyncPage(msgspec.Struct, frozen=True):
     page: str | None
 
 
-class HistoryPage(msgspec.Struct, frozen=True):
+class HistoryPage(msgspec.Struct, array_like=True, frozen=True):
     items: Sequence[Item]
     has_more: bool
 
 
-class ConversationItem(msgspec.Struct, frozen=True):
+class ConversationItem(msgspec.Struct, array_like=True, frozen=True):
     conversation: str
     last_seq: int
     first_seq: int
@@ -53,24 +60,45 @@ class ConversationItem(msgspec.Struct, frozen=True):
     last_message: Item | None
 
 
-class ConversationsPage(msgspec.Struct, frozen=True):
+class ConversationsPage(msgspec.Struct, array_like=True, frozen=True):
     items: Sequence[ConversationItem]
     has_more: bool
     page: str | None
 
 
-class PresenceState(msgspec.Struct, frozen=True):
+class PresenceState(msgspec.Struct, array_like=True, frozen=True):
     """`last_seen` in ms, None while online or unknown."""
 
     online: bool
     last_seen: int | None
 
 
+class Resumed(msgspec.Struct, array_like=True):
+    """A session that was logged in with the engine before, or over the link before. `followed`: users whose presence
+    it follows, and whether it takes them to be online."""
+
+    session: int
+    user: str
+    device: str
+    session_id: str
+    followed: dict[str, bool]
+
+
+class Gap(NamedTuple):
+    """What came of records that a gateway was not told of: `messages` in fold order; `away`, `resync`: topics whose
+    connections have to come back, or to ask for what they may have missed."""
+
+    messages: Sequence[Message]
+    away: Collection[str]
+    resync: Collection[str]
+
+
 class GatewayApi(Protocol):
     """What the engine tells its gateway. Must not raise, must not block."""
 
-    def tell(self, told: Iterable[Told]) -> None:
-        """Outcomes of one or more batches, in fold order, after the store has them. Per outcome:
+    def tell(self, told: Iterable[Told], first: int = 0) -> None:
+        """Outcomes of a batch, one for each of its records, in fold order, after the store has them. `first`: the
+        journal's offset of the first. Per outcome:
 
         Message -> `ack` to the session (unless 0), push `message` to every other session of the
         conversation's users (topics `@user` of a direct chat, `#group`); the sender's other sessions
@@ -93,13 +121,10 @@ class GatewayApi(Protocol):
 class EngineApi(Protocol):
     """What a gateway may ask."""
 
-    async def login(self, session: int, user: str, device: str, platform: str) -> str:
-        """Returns the `session_id`. The gateway carries the topic `@user` before it calls; when this
-        returns the user's groups are carried too (`GatewayApi` topics via `groups`). Raises Refused
-        (`limit_exceeded`, `busy`, `unavailable`)."""
-
-    def groups(self, user: str) -> Sequence[str]:
-        """Addresses of the groups the user is a member of, now."""
+    async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
+        """The gateway carries the topic `@user` before it calls, and the groups in the same step in which this
+        returns: what is told later comes after the answer, so no change of membership falls between. Raises
+        Refused (`limit_exceeded`, `busy`, `unavailable`)."""
 
     def logout(self, session: int) -> None:
         """The connection is gone. Idempotent; unknown sessions are ignored."""
@@ -131,7 +156,36 @@ class EngineApi(Protocol):
 
     async def conversations(self, session: int, limit: int, page: str | None) -> ConversationsPage: ...
 
-    def presence(
+    async def presence(
         self, session: int, users: Sequence[str], subscribe: bool | None
     ) -> dict[str, PresenceState]:
         """States by address. Raises Refused `limit_exceeded` past 1,000 subscriptions."""
+
+
+class ServingEngine(EngineApi, Protocol):
+    """What the engine's side of a link needs beside that."""
+
+    @property
+    def offset(self) -> int:
+        """Everything up to this offset of the journal has been told."""
+
+    def resume(self, resumed: Resumed, same: bool) -> Sequence[str] | None:
+        """Take the session as it was, without a word to anyone. Returns the user's groups; None where it cannot go
+        on (`GatewayApi.replace` has been called where a newer one of the device is there). `same`: it was this
+        engine's, before its link ended."""
+
+    def gap_after(self, offset: int) -> Gap | None:
+        """What came of the records behind `offset`. None: that cannot be told any more. Blocks."""
+
+
+class LinkedGateway(GatewayApi, Protocol):
+    """What the gateway's side of a link needs beside that."""
+
+    def carry(self, session: int, groups: Collection[str]) -> None:
+        """Have the session carry exactly these groups."""
+
+    def send_away(self, sessions: Collection[int] | None = None, topics: Collection[str] = ()) -> None:
+        """Close these, and those that carry one of the topics (None: all), with 1012 and a spread-out delay."""
+
+    def resync(self, topics: Collection[str]) -> None:
+        """Push `resync` to those that carry one of the topics."""

@@ -19,7 +19,7 @@ from hongyan.engine.sessions import Session, Sessions
 from hongyan.errors import DataDirectoryError, Refused, Unavailable, WireError
 from hongyan.ids import Snowflake
 from hongyan.journal.base import Entry
-from hongyan.link.base import PresenceState, Told
+from hongyan.link.base import PresenceState, Resumed, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
@@ -76,7 +76,7 @@ class Gateway:
         self.states: list[tuple[int, dict[str, PresenceState]]] = []
         self.news = asyncio.Event()
 
-    def tell(self, told: Iterable[Told]) -> None:
+    def tell(self, told: Iterable[Told], first: int = 0) -> None:
         self.told += told
         self.news.set()
 
@@ -498,7 +498,7 @@ async def test_a_replaced_connection_hands_over_what_it_had_read(world: World) -
     await world.engine.login(9, "alice", "a1", "")
     assert await synced(world, 9) == []
     world.clock.ms += 6_000
-    assert world.engine.presence(2, ["@alice"], None)["@alice"].online
+    assert (await world.engine.presence(2, ["@alice"], None))["@alice"].online
 
 
 async def test_reads_of_many_together_have_a_share_of_each_turn_of_the_loop(world: World) -> None:
@@ -539,21 +539,21 @@ async def test_reads_of_many_together_have_a_share_of_each_turn_of_the_loop(worl
 
 
 async def test_presence_waits_before_it_says_offline(world: World) -> None:
-    states = world.engine.presence(1, ["@bob", "@nobody"], True)
+    states = await world.engine.presence(1, ["@bob", "@nobody"], True)
     assert states == {"@bob": PresenceState(True, None), "@nobody": PresenceState(False, None)}
     gone_at = world.clock.ms
     world.engine.logout(2)
     await world.engine.login(3, "bob", "b1", "")
     assert world.gateway.states == [], "a reconnect shows nobody a flicker"
     world.engine.logout(3)
-    assert world.engine.presence(1, ["@bob"], None)["@bob"].online
+    assert (await world.engine.presence(1, ["@bob"], None))["@bob"].online
     await world.engine._cursors.note()  # ten times a second
     world.gateway.news.clear()
     world.clock.ms += 5_001
     async with asyncio.timeout(10):
         await world.gateway.news.wait()
     assert world.gateway.states == [(1, {"@bob": PresenceState(False, gone_at)})]
-    assert world.engine.presence(1, ["@bob"], False)["@bob"].last_seen == gone_at
+    assert (await world.engine.presence(1, ["@bob"], False))["@bob"].last_seen == gone_at
 
 
 async def test_groups_through_the_engine(world: World) -> None:
@@ -675,7 +675,7 @@ async def test_cursor_records_are_bounded(world: World) -> None:
 async def test_a_follower_that_is_closed_by_the_push_hurts_nobody(world: World) -> None:
     await world.engine.login(3, "carol", "c1", "")
     for session in (1, 3):
-        world.engine.presence(session, ["@dave"], True)
+        await world.engine.presence(session, ["@dave"], True)
     told: list[int] = []
 
     def push(sessions: Sequence[int], states: Mapping[str, PresenceState]) -> None:
@@ -935,3 +935,40 @@ async def test_a_device_that_comes_back_before_another_is_admitted_keeps_its_pla
     world.journal.gate.set()
     await asyncio.gather(first, back)
     assert world.store.users["alice"].devices["a1"].number == number
+
+
+async def test_a_session_of_an_engine_before_goes_on_without_a_word(world: World) -> None:
+    """bob's presence is followed from then; that carol did not come back is told once she had the time."""
+    made = await world.engine.create_group(1, "#g", "", "open")
+    for number, user in ((3, "carol"), (4, "dave")):
+        await world.engine.login(number, user, "d", "")
+    again = world.new_engine()
+    await world.engine.close()
+    world.engine = again
+    await again.recover()
+    again.start(world.gateway)
+    world.gateway.states.clear()
+    assert again.resume(Resumed(11, "alice", "a1", "5", {"bob": True, "carol": True}), False) == [
+        made["group"]
+    ]
+    assert again.resume(Resumed(12, "bob", "b1", "6", {}), False) == []
+    assert again.resume(Resumed(13, "dave", "forgotten", "7", {}), False) is None
+    world.send(11, "@bob", "one")
+    await world.gateway.outcomes(1)
+    assert world.gateway.states == []
+    world.clock.ms += 5_001
+    async with asyncio.timeout(5):
+        while not world.gateway.states:
+            world.gateway.news.clear()
+            await world.gateway.news.wait()
+    ((session, states),) = world.gateway.states
+    assert (session, list(states), states["@carol"].online) == (11, ["@carol"], False)
+
+
+async def test_of_two_sessions_of_a_device_that_come_back_the_newer_stays(world: World) -> None:
+    world.engine.logout(1)
+    world.engine.resume(Resumed(21, "alice", "a1", "50", {}), True)
+    assert world.engine.resume(Resumed(22, "alice", "a1", "40", {}), True) is None
+    assert world.gateway.replaced == [22]
+    assert world.engine.resume(Resumed(23, "alice", "a1", "60", {}), True) == []
+    assert world.gateway.replaced == [22, 21]

@@ -1,41 +1,35 @@
-"""Put the parts together. The only file that names concrete adapters."""
+"""The owner of the data directory: journal, store, engine and HTTP. In one process with the gateway or without."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import structlog
-import uvloop
 
-from hongyan import __version__
 from hongyan.address import in_url
-from hongyan.auth import TokenSigner, TokenVerifier
+from hongyan.auth import TokenSigner
 from hongyan.config import Settings
 from hongyan.datadir import ClockMark, DataDirectory
-from hongyan.descriptors import Share, raise_limit, share
+from hongyan.descriptors import Share
 from hongyan.engine.engine import Engine
 from hongyan.errors import DataDirectoryError
-from hongyan.gateway.server import Gateway
 from hongyan.http.server import HttpServer
 from hongyan.ids import Snowflake, time_ms
 from hongyan.journal.sqlite import SqliteJournal
-from hongyan.log import configure
 from hongyan.metrics import Counters, exposition
 from hongyan.reserve import Reserve
 from hongyan.stopping import Stop
 from hongyan.store.rocks import RocksStore
 
-log = structlog.get_logger("hongyan")
-
-EXIT_FAILED = 1  # could not start: directory in use or damaged, port taken
 EXIT_STORAGE = 74  # EX_IOERR of sysexits.h: storage failed under way; nobody goes on after that
+
+log = structlog.get_logger("hongyan")
 
 
 def now_ms() -> int:
@@ -46,34 +40,27 @@ def monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the process's exit code. Raises ConfigError."""
-    configure(settings)
-    os.umask(0o077)  # SQLite and RocksDB make their files as the process does: messages are nobody else's
-    room = share(raise_limit(), settings.max_connections)
-    try:
-        return uvloop.run(_serve(settings, room))
-    except DataDirectoryError as error:
-        print(f"hongyan: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"hongyan: cannot start: {error}", file=sys.stderr)
-    return EXIT_FAILED
+class Core:
+    """`open` in a process that is to own the directory. `ready` opens HTTP's accounts."""
 
+    def __init__(
+        self, engine: Engine, secret: bytes, snowflake: Snowflake, counters: Counters, http_port: int
+    ) -> None:
+        self.engine = engine
+        self.secret = secret
+        self.snowflake = snowflake
+        self.counters = counters
+        self.http_port = http_port
 
-def _die(error: BaseException) -> None:
-    """Storage or the fold failed: end at once, so that nothing more is acknowledged."""
-    log.critical("storage failed, the server ends", error=repr(error))
-    sys.stderr.flush()
-    os._exit(EXIT_STORAGE)
-
-
-async def _serve(settings: Settings, room: Share) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    stopping = Stop(settings.shutdown_timeout_s, stop.set)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.on_signal, number)
-    async with AsyncExitStack() as stack:
+    @classmethod
+    async def open(
+        cls, stack: AsyncExitStack, settings: Settings, room: Share, stop: asyncio.Event, stopping: Stop,
+        ready: Callable[[], bool], sequences: range,
+        total: Callable[[Counters], Awaitable[Counters]] | None = None,
+    ) -> Core | None:  # fmt: skip
+        """Recovered; `engine.start` is the caller's. What is opened is closed by `stack`. `total`: the counters of all
+        processes, from this one's. None: told to stop meanwhile. Raises DataDirectoryError, OSError."""
+        loop = asyncio.get_running_loop()
         directory = DataDirectory.open(settings.data_dir)
         stack.callback(directory.close)
         if directory.store_path.exists() and not directory.journal_path.exists():
@@ -90,12 +77,12 @@ async def _serve(settings: Settings, room: Share) -> int:
         store = RocksStore.open(
             directory.store_path, journal.identity, cache_conversations=settings.cache_conversations,
             tail_messages=settings.tail_messages, tail_bytes=settings.tail_bytes,
-            flush_interval_ms=settings.store_flush_interval_ms, max_open_files=room.store_files, fatal=_die,
+            flush_interval_ms=settings.store_flush_interval_ms, max_open_files=room.store_files, fatal=die,
         )  # fmt: skip
         stack.push_async_callback(lambda: store.close(patience_s=stopping.left(0.1)))
         mark = ClockMark(directory.mark_path)
         stack.callback(mark.close)
-        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), mark_ms=0)
+        snowflake = Snowflake(settings.node_id, now_ms, floor_ms=mark.load(), mark_ms=0, sequences=sequences)
         engine = Engine(
             settings,
             journal,
@@ -104,12 +91,12 @@ async def _serve(settings: Settings, room: Share) -> int:
             counters,
             now_ms=now_ms,
             monotonic_ms=monotonic_ms,
-            fatal=_die,
+            fatal=die,
         )
-        ready = False  # health and metrics answer from here on, also while a long journal is replayed
+        # health and metrics answer from here on, also while a long journal is replayed
         http = HttpServer(
-            settings, engine, TokenSigner(settings, secret), counters, lambda: ready and not stop.is_set(),
-            lambda: engine.writable, _metrics_text(counters, engine, journal, store), max_connections=room.http_connections,
+            settings, engine, TokenSigner(settings, secret), counters, lambda: ready() and not stop.is_set(),
+            lambda: engine.writable, _metrics_text(counters, engine, journal, store, total), max_connections=room.http_connections,
         )  # fmt: skip
         await http.start()
         stack.push_async_callback(lambda: http.stop(stopping.left(0.1)))
@@ -121,10 +108,10 @@ async def _serve(settings: Settings, room: Share) -> int:
             recovery.cancel()
             await asyncio.wait({recovery})
             log.info("stopped while replaying the journal; the next start goes on")
-            return 0
+            return None
         found = recovery.result()
         snowflake.raise_floor(time_ms(found.highest_id) + 1 if found.highest_id else 0)
-        reserve = Reserve(snowflake, mark.save, _die)
+        reserve = Reserve(snowflake, mark.save, die)
         await reserve.renew()
         await engine.open_window()
         reserving = loop.create_task(reserve.run(), name="reserve")
@@ -133,28 +120,17 @@ async def _serve(settings: Settings, room: Share) -> int:
             log.info(
                 "replayed the journal", records=found.replayed, seconds=round(time.monotonic() - began, 3)
             )
-        gateway = Gateway(
-            settings, engine, TokenVerifier(settings, secret), snowflake, counters, now_ms, time.monotonic,
-            max_connections=room.connections,
-        )  # fmt: skip
-        engine.start(gateway)
-        stack.push_async_callback(engine.close)
-        await gateway.start()
-        stack.push_async_callback(lambda: gateway.drain(stopping.left(0.6)))
-        _calm_collector()
-        ready = True
-        log.info("listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", http_port=http.port,
-                 data_dir=str(settings.data_dir), max_connections=room.connections,
-                 version=__version__)  # fmt: skip
-        if sys.stderr.isatty() or os.environ.get("HONGYAN_HINTS"):
-            _print_hints(settings, gateway.port)
-        await stop.wait()
-        log.info("stopping")
-    log.info("stopped")
-    return 0
+        return cls(engine, secret, snowflake, counters, http.port)
 
 
-def _calm_collector() -> None:
+def die(error: BaseException) -> None:
+    """Storage or the fold failed: end at once, so that nothing more is acknowledged."""
+    log.critical("storage failed, the server ends", error=repr(error))
+    sys.stderr.flush()
+    os._exit(EXIT_STORAGE)
+
+
+def calm_collector() -> None:
     """The garbage collector walks every connection's objects at each full collection, which was the
     latency tail (p99 58 → 2 ms at 10,000 messages a second in the prototype): what exists at the start
     is frozen, and young collections come less often."""
@@ -165,9 +141,10 @@ def _calm_collector() -> None:
 
 
 def _metrics_text(
-    counters: Counters, engine: Engine, journal: SqliteJournal, store: RocksStore
-) -> Callable[[], bytes]:
-    def text() -> bytes:
+    counters: Counters, engine: Engine, journal: SqliteJournal, store: RocksStore,
+    total: Callable[[Counters], Awaitable[Counters]] | None,
+) -> Callable[[], Awaitable[bytes]]:  # fmt: skip
+    async def text() -> bytes:
         counters.journal_first_offset = journal.first
         counters.journal_last_offset = journal.last
         counters.store_offset = store.offset
@@ -178,12 +155,15 @@ def _metrics_text(
         counters.store_flush_failures = store.flush_failures
         counters.admitted_bytes = engine.pending_bytes
         counters.cursors_held = engine.cursors_held
-        return exposition(counters)
+        return exposition(counters if total is None else await total(counters))
 
     return text
 
 
-def _print_hints(settings: Settings, port: int) -> None:
+def print_hints(settings: Settings, port: int) -> None:
+    """For people: what to type next. Nothing where nobody reads it."""
+    if not (sys.stderr.isatty() or os.environ.get("HONGYAN_HINTS")):
+        return
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     where = "" if (host, port) == ("127.0.0.1", 8080) else f" --url ws://{in_url(host)}:{port}/ws"
     data = "" if str(settings.data_dir) == "hongyan-data" else f" --data-dir {settings.data_dir}"
