@@ -90,11 +90,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def hongyan(work: Path, flags: list[str]) -> Iterator[tuple[int, int, bytes]]:
+def hongyan(work: Path, workers: int) -> Iterator[tuple[int, int, bytes]]:
     """A server on a fresh directory: its port, its process, the secret that it takes tokens with."""
     port, http, data = free_port(), free_port(), Path(tempfile.mkdtemp(dir=work))
     command = [sys.executable, "-m", "hongyan", "serve", "--port", str(port), "--http-port", str(http)]
-    command += ["--data-dir", str(data), "--rate-limit", "0", *flags]
+    command += ["--data-dir", str(data), "--rate-limit", "0", "--workers", str(workers)]
     # The load comes from two or three addresses; a limit an address is for many.
     env = {**os.environ, "HONGYAN_LOG_LEVEL": "warning", "HONGYAN_MAX_UNAUTHENTICATED_PER_ADDRESS": "10000"}
     process = subprocess.Popen(command, env=env)
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the loads whose name contains this")
     parser.add_argument("--json", type=Path, help="write every run here too")
     parser.add_argument("--dir", type=Path, help="where data directories go: the disk that is measured")
-    parser.add_argument("--serve", nargs="*", default=[], metavar="FLAG", help="more flags for the server")
+    parser.add_argument("--workers", type=int, default=1, help="of the server (default: 1)")
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -187,7 +187,7 @@ def main() -> None:
             ours: list[Result] = []
             bare: list[Result] = []
             for _ in range(load.repeat or args.repeat):
-                with hongyan(Path(work), args.serve) as server:
+                with hongyan(Path(work), args.workers) as server:
                     ours.append(measured(load, server))
                 if load.relay:
                     with relay() as server:

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="default: 60")
     parser.add_argument("--rate", type=float, default=5000, help="messages a second (default: 5000)")
     parser.add_argument("--connections", type=int, default=500, help="default: 500")
-    parser.add_argument("--serve", nargs="*", default=[], metavar="FLAG", help="more flags for the server")
+    parser.add_argument("--workers", type=int, default=1, help="of the server (default: 1)")
     args = parser.parse_args()
     plan = Plan(
         "mixed",
@@ -99,7 +99,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="hongyan-soak-") as folder:
         work = Path(folder)
-        with hongyan(work, args.serve) as server:
+        with hongyan(work, args.workers) as server:
             watching = Watch(server[1], work / "samples")
             try:
                 found = measured(Load("soak", plan), server)

@@ -81,6 +81,28 @@ def test_every_load_runs_and_every_message_arrives(
         assert found["counts"]["synced"] == 300
 
 
+def test_of_a_server_with_workers_all_processes_count(
+    tmp_path: Path, server_factory: Callable[..., ServerProcess]
+) -> None:
+    server = server_factory(rate_limit=0, workers=2)
+    where = [
+        "--url",
+        server.url,
+        "--data-dir",
+        str(server.data_dir),
+        "-n",
+        "20",
+        "-d",
+        "1",
+        "--warmup",
+        "0.2",
+    ]
+    answer = run("mixed", *where, "--json", str(tmp_path / "r.json"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    all_processes = server.memory_kib() / 1024
+    assert json.loads((tmp_path / "r.json").read_bytes())["server"]["memory_mb"] > 0.4 * all_processes
+
+
 def test_two_runs_are_compared(fast: ServerProcess, tmp_path: Path) -> None:
     where = ["--url", fast.url, "--data-dir", str(fast.data_dir), "-n", "4", "-d", "0.5", "--warmup", "0"]
     assert run("direct", *where, "--json", str(tmp_path / "a.json")).returncode == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
+ENGINE = "hongyan-engine"
 
 
 class ServerProcess:
@@ -47,7 +48,18 @@ def of_data_directory(path: Path) -> int | None:
         pid = int((path / "LOCK").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return None
-    return pid if (PROC / str(pid)).exists() else None
+    fields = _stat(pid)
+    if not fields:
+        return None
+    # With several workers it is the engine's: all are their supervisor's children.
+    return int(fields[1]) if _name(pid) == ENGINE else pid
+
+
+def _name(pid: int) -> str:
+    try:
+        return (PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _stat(pid: int) -> list[str]:
