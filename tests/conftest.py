@@ -39,9 +39,8 @@ WITH_WORKERS = {"test_protocol_core", "test_protocol_groups"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "server" in metafunc.fixturenames and not hasattr(metafunc.module, "server"):  # else it has its own
-        name = metafunc.module.__name__.rpartition(".")[2]
-        several = name in WITH_WORKERS or os.environ.get("HONGYAN_TEST_LONG")
+    if "server" in metafunc.fixturenames and not hasattr(metafunc.module, "server"):  # (which has its own)
+        several = Path(metafunc.module.__file__).stem in WITH_WORKERS or os.environ.get("HONGYAN_TEST_LONG")
         metafunc.parametrize("server", [1, 2] if several else [1], indirect=True, scope="module")
 
 

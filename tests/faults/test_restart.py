@@ -15,6 +15,8 @@ from hongyan.protocol.records import Register
 from outsider import Outsider
 from server_process import ServerProcess
 
+from .workload import SEVERAL_IF_LONG
+
 pytestmark = pytest.mark.slow
 
 
@@ -58,7 +60,7 @@ def journal_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", SEVERAL_IF_LONG)
 async def test_an_io_error_that_is_no_full_disk_ends_the_process_and_loses_nothing(
     server_factory, workers
 ) -> None:

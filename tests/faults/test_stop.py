@@ -17,7 +17,7 @@ from hongyan.stopping import REPEAT_S
 from outsider import Outsider
 from server_process import SOURCES, ServerProcess
 
-from .workload import Workload
+from .workload import SEVERAL_IF_LONG, Workload
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ async def test_sigterm_under_load_loses_nothing(server_factory, workers):
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", SEVERAL_IF_LONG)
 async def test_a_stop_with_idle_clients_is_quick_and_restart_keeps_all(server_factory, workers):
     server: ServerProcess = server_factory(workers=workers)
     client = await Outsider.connect(server.url)

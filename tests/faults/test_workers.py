@@ -13,7 +13,7 @@ import pytest
 from outsider import Outsider
 from server_process import SOURCES, ServerProcess, alive, ask
 
-from .workload import Workload
+from .workload import SEVERAL_IF_LONG, Workload
 
 pytestmark = pytest.mark.slow
 
@@ -238,7 +238,7 @@ async def test_metrics_are_of_all_processes_and_never_go_back(server_factory, en
         assert after[f"hongyan_{name}_total"] >= said[f"hongyan_{name}_total"], name
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", SEVERAL_IF_LONG)
 async def test_a_port_in_use_is_said(server_factory, tmp_path, workers):
     first = server_factory(workers=2)
     second = server_factory(root=tmp_path / "second", started=False, workers=workers)
