@@ -175,6 +175,13 @@ async def test_a_dead_gateway_costs_its_own_connections(server_factory, enter):
         assert (await watcher.push("message", conversation=user))["data"]["content"] == "back"
 
 
+async def test_whatever_dies_again_and_again_having_been_up_is_started_again(server_factory, enter):
+    server = server_factory(workers=2)
+    for name in ("gateway-2", "engine") * 6:
+        await until_back(server, name, kill(server, name))
+    await (await enter(server, "a")).say("@a", 1)
+
+
 async def ended(client: Outsider) -> int | None:
     """The close code, None where the connection lives."""
     try:
@@ -182,6 +189,24 @@ async def ended(client: Outsider) -> int | None:
     except Exception:
         return (await client.closed())[0]
     return None
+
+
+async def test_all_but_the_supervisor_killed_at_once(server_factory, rounds):
+    server = server_factory(workers=2, rate_limit=0)
+    load = Workload(server)
+    await load.prepare()
+    for number in range(rounds):
+        dead = server.processes()
+        names = sorted(dead, reverse=bool(number % 2))
+
+        def shoot(names: list[str] = names) -> None:
+            for name in names:
+                kill(server, name)
+
+        await load.crash_after(600, shoot)
+        for name, pid in dead.items():
+            await until_back(server, name, pid)
+        await load.settle_and_check()
 
 
 async def test_nothing_outlives_a_killed_supervisor(server_factory, enter):

@@ -11,7 +11,7 @@ import structlog
 
 from hongyan import __version__
 from hongyan.app.core import Core, calm_collector, print_hints
-from hongyan.app.supervisor import say_up
+from hongyan.app.supervisor import say_up, when_told
 from hongyan.config import Settings
 from hongyan.descriptors import Share
 from hongyan.ids import lane
@@ -28,17 +28,18 @@ async def serve(settings: Settings, room: Share, path: Path, lifeline: socket.so
     code. Raises DataDirectoryError, OSError."""
     stop = asyncio.Event()
     stopping = Stop(settings.shutdown_timeout_s, stop.set)
-    asyncio.get_running_loop().add_reader(lifeline, stopping.begin)
-    everyone = False  # from when all gateways listened first; later one is enough
+    when_told(lifeline, stopping.begin)
+    everyone = False  # all gateways have listened; from then on one is enough
     router: Router | None = None
 
-    def ready() -> bool:
+    def listening() -> None:
         nonlocal everyone
-        listening = router.listening if router is not None else 0
-        if listening >= settings.workers and not everyone:
+        if router is not None and router.listening >= settings.workers and not everyone:
             everyone = True
             print_hints(settings, settings.port)
-        return everyone and listening > 0
+
+    def ready() -> bool:
+        return everyone and router is not None and router.listening > 0
 
     async def total(own: Counters) -> Counters:
         return await router.total() if router is not None else own
@@ -48,7 +49,7 @@ async def serve(settings: Settings, room: Share, path: Path, lifeline: socket.so
         core = await Core.open(stack, settings, room, stop, stopping, ready, sequences, total)
         if core is None:
             return 0
-        router = Router(core.engine, core.secret, core.counters)
+        router = Router(core.engine, core.secret, core.counters, listening)
         core.engine.start(router)
         stack.push_async_callback(core.engine.close)
         listener = LinkListener(path, router)

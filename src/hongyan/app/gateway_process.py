@@ -12,6 +12,7 @@ import structlog
 
 from hongyan.address import in_url
 from hongyan.app.core import calm_collector, now_ms
+from hongyan.app.supervisor import say_up, when_told
 from hongyan.auth import TokenVerifier
 from hongyan.config import Settings
 from hongyan.gateway.server import Gateway
@@ -39,7 +40,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     stopping = Stop(settings.shutdown_timeout_s, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stopping.on_signal, signal.SIGTERM)
-    loop.add_reader(lifeline, stopping.begin)
+    when_told(lifeline, stopping.begin)
     counters = Counters(max_connections=max_connections)
     link = Uplink(path, number, time.monotonic, lambda: figures(counters))
     linking = loop.create_task(link.start(), name="first link")
@@ -59,6 +60,7 @@ async def serve(
     await gateway.start()
     link.listening()
     calm_collector()
+    say_up(lifeline)
     log.info(
         "listening", url=f"ws://{in_url(settings.host)}:{gateway.port}/ws", max_connections=max_connections
     )

@@ -1,4 +1,4 @@
-"""Starts, watches and restarts the server's processes. No event loop, no thread: it forks.
+"""Starts, watches and restarts the server's processes. The supervisor has no event loop and no thread: it forks.
 
 A child lives as long as its lifeline, whose other end only the supervisor has: closing that, or dying, tells the
 child to stop. On it the child says, once, that it is up.
@@ -6,6 +6,7 @@ child to stop. On it the child says, once, that it is up.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -51,6 +52,17 @@ def say_up(lifeline: socket.socket) -> None:
     """In the child: its start has succeeded."""
     with suppress(OSError):
         lifeline.send(b"up")
+
+
+def when_told(lifeline: socket.socket, stop: Callable[[], None]) -> None:
+    """In the child, on its event loop: call `stop` once the supervisor says so or is gone."""
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        loop.remove_reader(lifeline)  # an end stays readable
+        stop()
+
+    loop.add_reader(lifeline, told)
 
 
 def _said_up(lifeline: socket.socket) -> bool:

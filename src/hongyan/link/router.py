@@ -53,7 +53,11 @@ class Link:
 class Router:
     """See `link.base.GatewayApi`. `secret` is what tokens are verified with."""
 
-    def __init__(self, engine: ServingEngine, secret: bytes, counters: Counters) -> None:
+    def __init__(
+        self, engine: ServingEngine, secret: bytes, counters: Counters,
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`heard` is called when one more gateway takes connections."""
         self.links: dict[int, Link] = {}
         self.empty = asyncio.Event()  # no gateway is linked
         self.empty.set()
@@ -63,6 +67,7 @@ class Router:
             int, asyncio.Future[None]
         ] = {}  # gateways that have been asked for their figures
         self._secret = secret
+        self._heard = heard
         self._epoch = secrets.token_hex(8)
         self._leaving: dict[int, Link] = {}  # ended, and not all of their sessions are logged out
         self._topics: Topics[Link] = Topics()
@@ -196,6 +201,7 @@ class Router:
 
     def _listening(self, link: Link, message: m.Listening) -> None:
         link.listening = True
+        self._heard()
 
     def _figures(self, link: Link, reported: m.Figures) -> None:
         self._tally.report(link.number, reported.counters)
