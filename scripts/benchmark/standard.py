@@ -58,9 +58,14 @@ def loads(seconds: float) -> list[Load]:
         Load("direct, 1,000 connections, 10,000 a second", plan("direct", 1000, rate=10_000)),
         Load("a group of 1,000, one message at a time", plan("group", 1000, members=1000)),
         Load("a group of 1,000, 20 messages at a time", plan("group", 1000, members=1000, in_flight=20)),
-        Load("3,000 logins, 100 at a time", plan("connect", 3000, in_flight=100), relay=False),
+        Load("3,000 logins, 100 at a time", plan("connect", 3000, in_flight=100), relay=False, repeat=1),
         Load("10,000 idle connections", plan("idle", 10_000), relay=False, repeat=1),
-        Load("200 users, half away, 300 messages to each", plan("offline", 200, messages=300), relay=False),
+        Load(
+            "200 users, half away, 300 messages to each",
+            plan("offline", 200, messages=300),
+            relay=False,
+            repeat=1,
+        ),
     ]
 
 
@@ -163,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=4, help="measured seconds a run (default: 4)")
+    parser.add_argument("--seconds", type=float, default=3, help="measured seconds a run (default: 3)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each, the median counts (default: 3)")
     parser.add_argument("--only", default="", help="only the loads whose name contains this")
     parser.add_argument("--json", type=Path, help="write every run here too")

@@ -95,6 +95,8 @@ def test_readme_commands_are_commands_with_such_options() -> None:
     assert calls
     for name, *arguments in calls:
         command = main.get_command(click.Context(main), name)
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), arguments[0])
         assert command is not None, f"README: no command `hongyan {name}`"
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in arguments if word.startswith("--")} <= known, f"README: hongyan {name}"
