@@ -175,6 +175,7 @@ async def test_a_dead_gateway_costs_its_own_connections(server_factory, enter):
         assert (await watcher.push("message", conversation=user))["data"]["content"] == "back"
 
 
+@pytest.mark.skipif(SEVERAL_IF_LONG == [1], reason="many restarts: in the long run")
 async def test_whatever_dies_again_and_again_having_been_up_is_started_again(server_factory, enter):
     server = server_factory(workers=2)
     for name in ("gateway-2", "engine") * 6:

@@ -19,9 +19,10 @@ from hongyan.errors import Refused, WireError
 from hongyan.link import messages as m
 from hongyan.link.base import Gap, PresenceState, ServingEngine
 from hongyan.link.base import Told as Outcomes
+from hongyan.link.scrape import Scraper
 from hongyan.link.stream import Stream, encode
 from hongyan.link.topics import Carried, Topics
-from hongyan.metrics import Counters, Tally
+from hongyan.metrics import Counters
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
 from hongyan.protocol.records import Record, Send
 from hongyan.protocol.state import Message
@@ -30,7 +31,6 @@ SESSION_BITS = 32
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of one link; its gateway stands still, and is cut off
 IDLE_RECORDS = 500  # a gateway that nothing concerns is told so once in so many
 A_SLICE = 200  # sessions of a lost link that are logged out in one go
-SCRAPE_S = 1.0
 REPLACED_S = 3.0  # the longest that a login waits for what its device's older connection had acknowledged
 
 _INTERNAL = WireError("internal", "the server failed to answer this; try again")
@@ -62,10 +62,7 @@ class Router:
         self.empty = asyncio.Event()  # no gateway is linked
         self.empty.set()
         self._engine = engine
-        self._tally = Tally(counters)
-        self._scraping: dict[
-            int, asyncio.Future[None]
-        ] = {}  # gateways that have been asked for their figures
+        self._scraper = Scraper(counters)
         self._secret = secret
         self._heard = heard
         self._epoch = secrets.token_hex(8)
@@ -112,8 +109,7 @@ class Router:
         self._open.discard(link)
         if self.links.get(link.number) is link:
             del self.links[link.number]
-            self._tally.gone(link.number)
-            self._scraped(link)
+            self._scraper.gone(link.number)
         if not self._open:
             self.empty.set()
         for session in link.sessions:
@@ -204,23 +200,11 @@ class Router:
         self._heard()
 
     def _figures(self, link: Link, reported: m.Figures) -> None:
-        self._tally.report(link.number, reported.counters)
-        self._scraped(link)
-
-    def _scraped(self, link: Link) -> None:
-        asked = self._scraping.pop(link.number, None)
-        if asked is not None:
-            asked.set_result(None)
+        self._scraper.report(link.number, reported.counters)
 
     async def total(self) -> Counters:
-        """Of all processes: asked for now, as of the last report from those that do not answer in `SCRAPE_S`."""
-        for number, link in self.links.items():
-            if number not in self._scraping:
-                self._scraping[number] = asyncio.get_running_loop().create_future()
-                link.stream.put(m.Scrape())
-        if self._scraping:
-            await asyncio.wait(tuple(self._scraping.values()), timeout=SCRAPE_S)
-        return self._tally.total()
+        """The counters of all processes."""
+        return await self._scraper.total({number: link.stream for number, link in self.links.items()})
 
     def _send(self, link: Link, send: m.Send) -> None:
         try:
