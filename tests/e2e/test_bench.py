@@ -17,8 +17,10 @@ from typing import Any
 
 import jwt
 import pytest
+from click.testing import CliRunner
 from websockets.asyncio.server import ServerConnection, serve
 
+from hongyan.cli.bench import bench
 from hongyan.protocol.codec import JSON
 from hongyan.protocol.state import Message
 from server_process import SOURCES, ServerProcess, ask, free_port
@@ -208,9 +210,12 @@ async def test_a_server_that_breaks_a_promise_fails_the_run(fault: str, said: st
         (["nothing"], "nothing"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: list[str], named: str, tmp_path: Path) -> None:
-    answer = run(*arguments, cwd=tmp_path)
-    assert answer.returncode == 2
+def test_wrong_arguments_are_named(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(bench, arguments)
+    assert answer.exit_code == 2
     assert named in answer.stderr
 
 
