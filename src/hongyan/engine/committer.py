@@ -223,7 +223,8 @@ class Committer:
                     await self._wake
                 for _ in range(GATHER_TURNS if not self._full else 0):
                     await asyncio.sleep(0)
-                await self._commit()
+                if self._open.records or self._full:  # else all of it was given up meanwhile
+                    await self._commit()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # a failed fsync, a broken fold: nobody goes on after that

@@ -319,6 +319,30 @@ async def test_a_batch_of_which_all_was_given_up_is_not_committed(world: World) 
     await world.gateway.outcomes(1)
 
 
+async def test_what_is_given_up_while_a_batch_gathers_leaves_nothing_to_commit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.journal.gate.clear()
+    world.journal.appending.clear()
+    world.send(1, "@bob", "flying")
+    await world.journal.appending.wait()
+    world.send(1, "@bob", "a")
+    world.clock.ms += ANSWER_MS + 1
+    committer, tell = world.engine._committer, world.gateway.tell
+
+    def told(*args: Any) -> None:
+        tell(*args)
+        asyncio.get_running_loop().call_soon(committer.expire)  # the next batch gathers
+
+    monkeypatch.setattr(world.gateway, "tell", told)
+    world.journal.gate.set()
+    await committer.drain()
+    assert [ref for ref, _ in world.gateway.refused] == ["a"]
+    world.send(1, "@bob", "next")
+    await committer.drain()
+    assert [message.key for message in world.store.log["alice|bob"]] == ["flying", "next"]
+
+
 async def test_a_batch_has_a_bounded_number_of_sends_to_look_up(world: World) -> None:
     world.journal.gate.clear()
     world.journal.appending.clear()
