@@ -336,10 +336,12 @@ async def test_what_is_given_up_while_a_batch_gathers_leaves_nothing_to_commit(
 
     monkeypatch.setattr(world.gateway, "tell", told)
     world.journal.gate.set()
-    await committer.drain()
+    async with asyncio.timeout(10):
+        await committer.drain()
     assert [ref for ref, _ in world.gateway.refused] == ["a"]
     world.send(1, "@bob", "next")
-    await committer.drain()
+    async with asyncio.timeout(10):
+        await committer.drain()
     assert [message.key for message in world.store.log["alice|bob"]] == ["flying", "next"]
 
 
