@@ -334,8 +334,7 @@ class Engine:
             peer = to[1:]
             key = f"{user}|{peer}" if user <= peer else f"{peer}|{user}"
         if retry and not self._committer.behind:
-            # Before it is journaled: what is damaged costs this request, not the fold. And what must be read is read
-            # a request at a time, and known by the time a batch of thousands is folded.
+            # Before it is journaled: what is damaged costs this request, not the fold, which mostly finds it known then.
             self._store.find(user, key, ref)
         record = records.Send(self._snowflake.at(now), now, user, key, ref, content_type, content, retry)
         self._committer.admit(record, session, len(content), retry=retry)

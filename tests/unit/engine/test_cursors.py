@@ -121,7 +121,7 @@ async def test_one_tick_has_the_journal_note_everything_however_many_acknowledge
     assert rig.log.rows == {}
 
 
-async def test_rows_move_ten_seconds_later_once_for_all_acknowledgements_since() -> None:
+async def test_rows_move_after_they_were_held_once_for_all_acknowledgements_since() -> None:
     rig = Rig()
     for seq in range(1, 100):
         rig.ack(A, "#team", seq)

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hongyan.config import Settings
-from hongyan.engine.committer import ANSWER_MS, BATCH_RETRIES
+from hongyan.engine.committer import ANSWER_MS, BATCH_RETRIES, RECORD_OVERHEAD
 from hongyan.engine.cursors import MAX_ENTRIES
 from hongyan.engine.engine import Engine
 from hongyan.engine.presence import PUSHES, Presence
@@ -23,7 +23,7 @@ from hongyan.link.base import PresenceState, Resumed, Told
 from hongyan.metrics import Counters
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
-from hongyan.protocol.records import Acked, Cursors, Record
+from hongyan.protocol.records import Acked, Cursors, Record, Register, Send
 from hongyan.protocol.state import Membership, Message
 from memory_store import MemoryStore
 
@@ -279,44 +279,54 @@ async def test_a_send_whose_commit_hangs_is_answered_unavailable_once(world: Wor
     assert isinstance(outcome, Duplicate), "it was kept after all, and is acknowledged once"
 
 
-async def test_sends_that_were_given_up_before_the_journal_had_them_are_not_stored(world: World) -> None:
-    """What else waits in their batch is, and whoever sends again is served once."""
+async def test_sends_that_are_told_unavailable_before_their_turn_are_not_journaled(world: World) -> None:
+    committer, before = world.engine._committer, len(world.journal.entries)
     world.journal.gate.clear()
     world.journal.appending.clear()
     world.send(1, "@bob", "flying")
     await world.journal.appending.wait()
-    world.send(1, "@bob", "a")
-    group = asyncio.create_task(world.engine.create_group(1, "#team", "", "open"))
+    world.send(1, "@bob", "one")
+    users = [asyncio.create_task(world.engine.register("carol", "hash"))]
     await asyncio.sleep(0)
-    world.send(1, "@bob", "b")
-    pending = world.engine.pending_bytes
+    world.send(1, "@bob", "two", retry=True)
+    users.append(asyncio.create_task(world.engine.register("alice", "hash")))
+    await asyncio.sleep(0)
+    world.send(2, "@alice", "three")
+    world.clock.ms += ANSWER_MS + 1
+    committer.expire()
+    assert [ref for ref, _ in world.gateway.refused] == ["flying", "one", "two", "three"]
+    assert committer.pending_bytes == 3 * RECORD_OVERHEAD + len(b'"x"'), "one that flies, and two commands"
+    world.send(1, "@bob", "one", retry=True)
+    world.journal.gate.set()
+    (outcome,) = await world.gateway.outcomes(1)
+    assert isinstance(outcome, Message) and (outcome.key, outcome.seq) == ("one", 2)
+    done = await asyncio.gather(*users, return_exceptions=True)
+    assert [type(each) for each in done] == [type(None), Refused], "each has its own outcome"
+    assert world.store.users["carol"].password == "hash"
+    journaled = [[type(each) for each in entry.records] for entry in world.journal.entries[before:]]
+    assert journaled == [[Send], [Register, Register], [Send]]
+    assert committer.pending_bytes == 0
+
+
+async def test_a_batch_of_nothing_but_dropped_sends_is_not_committed() -> None:
+    world = World()
+    await world.engine.recover()
+    world.engine.start(world.gateway)
+    await world.engine.login(1, "alice", "a1", "")
+    before = len(world.journal.entries)
+    world.send(1, "@alice", "k")
+    await asyncio.sleep(0)  # the committer gathers what comes with it
     world.clock.ms += ANSWER_MS + 1
     world.engine._committer.expire()
-    assert sorted(ref for ref, _ in world.gateway.refused) == ["a", "b", "flying"]
-    assert {error.code for _, error in world.gateway.refused} == {"unavailable"}
-    assert world.engine.pending_bytes < pending
-    world.journal.gate.set()
-    assert (await group)["group"] == "#team"
-    world.send(1, "@bob", "a", retry=True)
-    await world.gateway.outcomes(1)
-    assert [message.key for message in world.store.log["alice|bob"]] == ["flying", "a"]
-    await world.engine._committer.drain()
+    async with asyncio.timeout(10):
+        await world.engine._committer.drain()
+    assert [ref for ref, _ in world.gateway.refused] == ["k"]
+    assert len(world.journal.entries) == before
     assert world.engine.pending_bytes == 0
-
-
-async def test_a_batch_of_which_all_was_given_up_is_not_committed(world: World) -> None:
-    world.journal.gate.clear()
-    world.journal.appending.clear()
-    world.send(1, "@bob", "flying")
-    await world.journal.appending.wait()
-    world.send(1, "@bob", "a")
-    world.clock.ms += ANSWER_MS + 1
-    world.engine._committer.expire()
-    world.journal.gate.set()
-    await world.engine._committer.drain()
-    assert [message.key for message in world.store.log["alice|bob"]] == ["flying"]
-    world.send(1, "@bob", "next")
+    world.send(1, "@alice", "k", retry=True)
     await world.gateway.outcomes(1)
+    await world.engine.close()
+    assert world.failures == []
 
 
 async def test_what_is_given_up_while_a_batch_gathers_leaves_nothing_to_commit(
