@@ -144,6 +144,9 @@ class Faulty:
                 await ws.send(JSON.envelope("login", {"ref": ref}, 1, 1), text=True)
             elif kind == "presence":
                 await ws.send(JSON.envelope("presence", {"ref": ref, "states": {}}, 1, 1), text=True)
+            elif kind == "conversations":
+                none = {"ref": ref, "conversations": [], "has_more": False, "page": None}
+                await ws.send(JSON.envelope("conversations", none, 1, 1), text=True)
             elif kind == "send_message":
                 await self.say(ws, user, data["to"][1:], ref, json.dumps(data["content"]).encode())
 
@@ -194,6 +197,46 @@ async def test_a_server_that_breaks_a_promise_fails_the_run(fault: str, said: st
         out, _ = await process.communicate()
     assert said in out.decode()
     assert process.returncode == (0 if fault == "none" else 1)
+
+
+def test_the_same_tokens_may_be_used_again(fast: ServerProcess, tmp_path: Path) -> None:
+    """Conversations go on where they are, and message_ids are new."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("\n".join(fast.token(f"again{n}") for n in range(4)))
+    for load in (
+        ["direct", "-d", "0.5", "--warmup", "0"],
+        ["offline", "--messages", "5"],
+        ["mixed", "-d", "1"],
+    ):
+        for _ in range(2):
+            answer = run(*load, "--url", fast.url, "--tokens", str(tokens), "-n", "4")
+            assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_a_server_that_stands_still_is_not_flattered(
+    server_factory: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    """It stops in the middle and answers after the end: what was due meanwhile is in the latencies."""
+    server = server_factory(rate_limit=0)
+    assert server.process is not None
+    where = ["--url", server.url, "--data-dir", str(server.data_dir), "--json", str(tmp_path / "r.json")]
+    with subprocess.Popen(
+        command("direct", "-n", "4", "-r", "100", "-d", "2", "--warmup", "0", *where),
+        stdout=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCES)},
+    ) as process:  # fmt: skip
+        try:
+            while b"hongyan_sessions 4" not in ask(f"{server.http}/metrics")[2]:
+                time.sleep(0.05)  # there is no event to wait for in another process
+            time.sleep(0.7)
+            os.kill(server.process.pid, signal.SIGSTOP)
+            time.sleep(2.5)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        assert process.wait(30) == 0
+    found = json.loads((tmp_path / "r.json").read_bytes())
+    assert found["late"] > 50
+    assert found["push_ms"]["max"] > 2000 and found["push_ms"]["p90"] > 1000
+    assert found["rate"] < 80  # what came after the end is no throughput
 
 
 @pytest.mark.parametrize(

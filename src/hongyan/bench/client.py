@@ -47,7 +47,8 @@ class Client(WSListener):
         self._ws: WSTransport | None = None
         self._out: list[bytes] = []
         self._unacked: dict[bytes, int] = {}
-        self._ref = 0
+        self._ref = worker.plan.first_ref
+        self._known = not worker.plan.users  # users of our own making have no past
         self._retried: set[int] = set()  # refs whose outcome was unknown
         self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._asked = 0
@@ -58,6 +59,7 @@ class Client(WSListener):
         """A message that was to be sent at `stamp_ns`."""
         self._ref = ref = self._ref + 1
         self.pending[ref] = stamp_ns, to
+        self._worker.waiting += 1
         self._worker.interval.counts["sent"] += 1
         self._write(wire.send(to, stamp_ns, self._worker.filler, ref))
 
@@ -108,6 +110,21 @@ class Client(WSListener):
     async def log_in(self) -> None:
         """Raises Refused."""
         await self.ask("login", {"token": self.token, "device_id": "bench"})
+
+    async def look_back(self) -> None:
+        """At the first login: conversations of an earlier run go on where they are. Raises Refused."""
+        if self._known:
+            return
+        self._known = True
+        page: dict[str, Any] = {}
+        while True:
+            answer = await self.ask("conversations", {"limit": 500, **page})
+            for each in answer["conversations"]:
+                self.ledger.start(each["conversation"].encode(), each["last_seq"])
+            self.acknowledge([each["conversation"].encode() for each in answer["conversations"]])
+            if not answer["has_more"]:
+                return
+            page = {"page": answer["page"]}
 
     def leave(self) -> None:
         """End the connection, of our own accord. From the next login until its sync pushes may be ahead; they come with
@@ -167,6 +184,7 @@ class Client(WSListener):
         if sent is None:
             self._worker.problem(f"{self.user} got a second answer to {ref}")
             return
+        self._worker.waiting -= 1
         interval.counts["acked"] += 1
         interval.ack_us.append((now_ns() - sent[0]) // 1000)
         self.ledger.take(pieces[wire.ACKED], wire.seq(pieces))
@@ -201,6 +219,7 @@ class Client(WSListener):
             loop.call_later(wait, self._again, ref)
             return
         del self.pending[ref]
+        self._worker.waiting -= 1
         self._settled(ref)
         if self.acked is not None:
             loop.call_later(wait, self.acked, self)

@@ -36,6 +36,8 @@ class Plan:
         default_factory=list, repr=False
     )  # by index, where tokens were given; else made of `prefix`
 
+    first_ref: int = 0  # message_ids count from here: given users may have sent the same in an earlier run
+
     def user(self, index: int) -> str:
         return self.users[index] if self.users else f"{self.prefix}{index}"
 

@@ -47,6 +47,7 @@ class Result(msgspec.Struct):
     series: list[dict[str, float]]  # a second each
     failures: list[str]
     interrupted: bool = False
+    late: int = 0  # answered after the measured seconds: in the latencies, not in the rate
 
     @property
     def errors(self) -> dict[str, int]:
@@ -88,11 +89,13 @@ def summed(summaries: list[Summary]) -> Summary:
 
 def result(
     plan: Plan, seconds: list[Summary], elapsed_s: float, server: dict[str, float], own_cpu_s: float,
-    failures: list[str], interrupted: bool,
+    failures: list[str], interrupted: bool, late: Summary | None = None,
 ) -> Result:  # fmt: skip
     """`seconds`: what was summed for each; `server`: cpu_s, memory_mb, connection_bytes, as far as known; `own_cpu_s`:
-    of all processes of the load generator."""
+    of all processes of the load generator; `late`: what came after them, which counts for latency only."""
     whole = summed(seconds)
+    late = late or summed([])
+    latest = summed([whole, late])
     counted, unit = SUBJECTS[plan.scenario]
     pieces = whole["counts"].get(counted, 0)
     found = {name: round(value, 2) for name, value in server.items() if name != "cpu_s"}
@@ -110,13 +113,14 @@ def result(
         seconds=round(elapsed_s, 2),
         rate=round(pieces / elapsed_s, 1) if elapsed_s else 0.0,
         counts=whole["counts"],
-        ack_ms=latencies(whole["ack_us"]),
-        push_ms=latencies(whole["push_us"]),
+        ack_ms=latencies(latest["ack_us"]),
+        push_ms=latencies(latest["push_us"]),
         server=found,
         own_cpu_percent=round(100 * own_cpu_s / elapsed_s, 1) if elapsed_s else 0.0,
         series=[_point(second, counted) for second in seconds],
         failures=failures,
         interrupted=interrupted,
+        late=late["counts"].get("acked", 0),
     )
 
 

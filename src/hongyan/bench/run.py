@@ -40,6 +40,7 @@ class Run:
         self._children: list[BaseProcess] = []
         self._arrived: list[tuple[str, tuple[int, int]]] = []
         self._seconds: dict[int, list[Summary]] = {}
+        self._late: list[Summary] = []
         self._results: list[dict[str, Any]] = []
         self._began = self._ended = 0
         self._begins = self._ends = 0
@@ -107,6 +108,8 @@ class Run:
                 self._seconds.setdefault(number, []).append(summary)
                 self._ended = time.monotonic_ns() if not self._ends else self._ended
                 self._progress("measuring", number + 1)
+            case ("late", summary):
+                self._late.append(summary)
             case ("done", found):
                 self._results.append(found)
                 return True
@@ -160,7 +163,16 @@ class Run:
         failures = [text for found in self._results for text in found["problems"]]
         if not interrupted:
             failures = [*self._unheard(), *failures]
-        return result(plan, seconds, elapsed_s, server, self._own_cpu_s, failures[:MOST], interrupted)
+        return result(
+            plan,
+            seconds,
+            elapsed_s,
+            server,
+            self._own_cpu_s,
+            failures[:MOST],
+            interrupted,
+            summed(self._late),
+        )
 
     def _unheard(self) -> list[str]:
         """Conversations of which not everybody has heard all."""

@@ -19,6 +19,8 @@ def table(of: Result) -> str:
         label = "login" if of.scenario == "connect" else name
         if values:
             lines.append(_row(f"{label} ms", "  ".join(f"{key} {value:g}" for key, value in values.items())))
+    if of.late and plan["rate"]:
+        lines.append(_row("late", f"{of.late:,} answered after the measured seconds; their latency counts"))
     server = of.server
     if "cpu_percent" in server:
         each = f", {server['cpu_us']:g} µs each" if "cpu_us" in server else ""

@@ -43,6 +43,7 @@ class Worker:
         self.interval = Interval()
         self.clients = [Client(self, plan.first + n) for n in range(plan.count)]
         self.problems: list[str] = []
+        self.waiting = 0  # sends of all its clients that have no answer yet
         self.totals: dict[str, int] = {}
         self._told = told
         self._pipe = pipe
@@ -108,6 +109,7 @@ class Worker:
         self.interval.counts["logins"] += 1
         if timed:
             self.interval.ack_us.append((now_ns() - began) // 1000)
+        await client.look_back()
 
     async def each(
         self, clients: list[Client], work: Callable[[Client], Awaitable[None]], at_a_time: int
@@ -169,13 +171,20 @@ class Worker:
             await asyncio.sleep(0.05)
         return done()
 
-    def _close_interval(self, report: bool) -> None:
+    def _close_interval(self, report: bool) -> Interval:
         closed, self.interval = self.interval, Interval()
         for name, count in closed.counts.items():
             self.totals[name] = self.totals.get(name, 0) + count
         if report:
             self._pipe.send(("second", self._second, closed.summary()))
             self._second += 1
+        return closed
+
+    def report_late(self) -> None:
+        """What came after the measured seconds, of messages that were due in them: leaving it out would flatter a
+        server that stood still at the end."""
+        closed = self._close_interval(report=False)
+        self._pipe.send(("late", closed.summary()))
 
     def heard(self, _: object = None) -> None:
         """The parent says go, or has gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -181,7 +182,13 @@ def _run(scenario: str, flags: dict[str, Any]) -> None:
     json_file, html_file = flags.pop("json_file"), flags.pop("html_file")
     plan_flags = {"duration_s": 0.0, "warmup_s": 0.0, **flags}
     plan_flags["rate"] = plan_flags.get("rate") or 0.0
-    plan = Plan(scenario=scenario, prefix=prefix, users=users, **plan_flags)
+    plan = Plan(
+        scenario=scenario,
+        prefix=prefix,
+        users=users,
+        first_ref=time.time_ns() // 1000 if users else 0,
+        **plan_flags,
+    )
     found = _measured(plan, processes, tokens, server)
     click.echo(table(found))
     if old is not None:

@@ -38,12 +38,9 @@ class Load:
             await asyncio.wait([self._task])
         for client in self._senders:
             client.acked = None
-        if not await self._worker.settle(lambda: not self.waiting):
-            self._worker.problem(f"{self.waiting} sends were not answered")
-
-    @property
-    def waiting(self) -> int:
-        return sum(len(client.pending) for client in self._senders)
+        worker = self._worker
+        if not await worker.settle(lambda: not worker.waiting):
+            worker.problem(f"{worker.waiting} sends were not answered")
 
     def _next(self, client: Client) -> None:
         if client.open and client.acked is not None:
@@ -56,7 +53,7 @@ class Load:
         choose, interval_ns = self._worker.random.choice, 1e9 / self._worker.plan.rate
         while True:
             due = int((now_ns() - began) * rate / 1e9)
-            if due > count and self.waiting > MOST_WAITING:
+            if due > count and self._worker.waiting > MOST_WAITING:
                 self._worker.interval.counts["not sent"] += due - count
                 count = due
             for number in range(count, due):
@@ -78,6 +75,7 @@ async def count(worker: Worker, owed: int | None) -> dict[str, Any]:
 
     await worker.together("answered")
     await worker.each(worker.clients, barrier, 500)
+    worker.report_late()
     if owed is not None:
         got = worker.totals.get("pushed", 0) + worker.interval.counts["pushed"]
         if not await worker.together("counted", (owed, got)):

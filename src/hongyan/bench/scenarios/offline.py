@@ -40,7 +40,7 @@ async def offline(worker: Worker) -> dict[str, Any]:
     load = Load(worker, there, say)
 
     def remaining() -> int:
-        return left + load.waiting
+        return left + worker.waiting
 
     load.start()
     while (before := remaining()) > 0:
