@@ -200,7 +200,12 @@ class Router:
         self._heard()
 
     def _figures(self, link: Link, reported: m.Figures) -> None:
+        """Twice a second, so that a quiet gateway is told how far it is: else the journal is trimmed past it, and after
+        the engine's death its clients would have to come back."""
         self._scraper.report(link.number, reported.counters)
+        if (offset := self._engine.offset) > link.told:
+            link.told = offset
+            link.stream.put(m.Told(offset))
 
     async def total(self) -> Counters:
         """The counters of all processes."""
