@@ -384,3 +384,12 @@ async def test_figures_are_summed_and_stay(room: Room) -> None:
         while 1 in room.router.links:
             await asyncio.sleep(0.001)
     assert (await room.router.total()).pushes == 3
+
+
+async def test_a_gateway_that_nothing_concerns_hears_how_far_it_is(room: Room) -> None:
+    """Else the journal is trimmed past it, and an engine's death costs its connections."""
+    room.engine.offset = 700
+    await room.router.total()  # asks for their figures, which come twice a second anyway
+    async with asyncio.timeout(5):
+        while {gateway.link._told for gateway in room.gateways} != {700}:
+            await asyncio.sleep(0.001)
