@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
+from collections.abc import Collection
+
+from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User, opened
 
 
 class MemoryStore:
@@ -12,7 +14,7 @@ class MemoryStore:
         self.offset = 0
         self.full = False
         self.refusing = False
-        self.conversations: dict[str, Conversation] = {}
+        self.chats: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
         self.rows: dict[tuple[str, str], Membership] = {}
         self.places: dict[tuple[str, int], str] = {}
@@ -29,8 +31,11 @@ class MemoryStore:
             kept.append(message)
             at = (message.sender, message.conversation, message.key)
             self.sent[at] = Sent(message.seq, message.id, message.at)
-        self.conversations.update(changes.conversations)
+        self.chats.update(changes.conversations)
         self.users.update(changes.users)
+        for name, since in changes.directs.items():
+            for user in name.split("|"):
+                self.rows[user, name] = opened(since)
         for at, row in changes.memberships.items():
             if row is None:
                 self.rows.pop(at, None)
@@ -45,7 +50,10 @@ class MemoryStore:
                 self.places[place] = user
 
     def conversation(self, key: str) -> Conversation | None:
-        return self.conversations.get(key)
+        return self.chats.get(key)
+
+    def conversations(self, names: Collection[str]) -> dict[str, Conversation]:
+        return {name: self.chats[name] for name in names if name in self.chats}
 
     def user(self, user: str) -> User | None:
         return self.users.get(user)
@@ -66,8 +74,11 @@ class MemoryStore:
         found = sorted((place, user) for (name, place), user in self.places.items() if name == group)
         return [entry for entry in found if entry[0] > after][:limit]
 
-    def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
-        found = sorted((key, row) for (owner, key), row in self.rows.items() if owner == user and key > after)
+    def memberships(
+        self, user: str, after: str = "", limit: int = 1000, groups: bool = False
+    ) -> list[tuple[str, Membership]]:
+        mine = [(key, row) for (owner, key), row in self.rows.items() if owner == user and key > after]
+        found = sorted(pair for pair in mine if not groups or pair[0][0] == "#")
         return found[:limit]
 
     def messages(
@@ -85,6 +96,6 @@ class MemoryStore:
     def snapshot(self) -> tuple[object, ...]:
         """Everything it holds, comparable."""
         return (
-            self.offset, dict(self.conversations), dict(self.users), dict(self.rows), dict(self.places),
+            self.offset, dict(self.chats), dict(self.users), dict(self.rows), dict(self.places),
             {key: list(kept) for key, kept in self.log.items()}, dict(self.sent), dict(self.without),
         )  # fmt: skip

@@ -21,11 +21,14 @@ def changes(
     memberships: dict[tuple[str, str], Membership | None] | None = None,
     members: dict[tuple[str, int], str | None] | None = None,
 ) -> Changes:
-    """As the sequencer makes them: a message comes with its conversation's new row."""
+    """As the sequencer makes them: a message comes with its conversation's new row, a
+    direct chat's first with both memberships."""
     made = Changes()
     for row in messages:
         made.messages.append(row)
         made.conversations[row.conversation] = Conversation(row.seq, row.at)
+        if row.seq == 1 and row.conversation[0] != "#":
+            made.directs[row.conversation] = row.at
     made.conversations.update(conversations or {})
     made.users.update(users or {})
     made.memberships.update(memberships or {})
@@ -53,6 +56,7 @@ def everything(
         said[f"memberships {user}"] = page_through(
             lambda after, size, user=user: store.memberships(user, after, size), "", page
         )
+        said[f"groups {user}"] = store.memberships(user, groups=True)
         for name in conversations:
             said[f"membership {user} {name}"] = store.membership(user, name)
     for name in conversations:

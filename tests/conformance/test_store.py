@@ -110,7 +110,7 @@ async def test_every_row_comes_back_as_it_was(reopen: Opener, settle: Any, where
     assert store.conversation("#team") == team
     assert store.user("alice") == alice
     assert store.membership("alice", "#team") == row
-    assert store.memberships("alice") == [("#team", row)]
+    assert store.memberships("alice") == [("#team", row), ("alice|bob", Membership(1, sent.at, 1))]
     assert store.members("#team") == [(1, "alice")]
 
 
@@ -226,7 +226,7 @@ async def test_names_that_begin_alike_are_kept_apart(reopen: Opener, settle: Any
         store.apply(
             offset,
             changes(
-                message(name, 1, sender=name[:2].strip("#|")), memberships={("a" * offset, name): Membership(1, offset, 1)},
+                message(name, 1, sender=name[:2].strip("#|")), memberships={("c" * offset, name): Membership(1, offset, 1)},
                 members={(name, 1): f"u{offset}", (name, 256): "v"},
             ),
         )  # fmt: skip
@@ -236,7 +236,12 @@ async def test_names_that_begin_alike_are_kept_apart(reopen: Opener, settle: Any
         assert [found.conversation for found in store.messages(name, 0, 10, 10, newest=True)] == [name]
         assert store.messages(name, 2, 10, 10) == store.messages(name, 2, 10, 10, newest=True) == []
         assert store.members(name) == [(1, f"u{offset}"), (256, "v")]
-        assert store.memberships("a" * offset) == [(name, Membership(1, offset, 1))]
+        assert store.memberships("c" * offset) == [(name, Membership(1, offset, 1))]
+    opened = {"a": ["a|b", "a|bb"], "b": ["aa|b", "a|b"], "bb": ["a|bb"], "aa": ["aa|b"], "aaa": []}
+    for user, directs in opened.items():
+        assert store.memberships(user) == [(name, Membership(1, 1, 1)) for name in directs]
+        for name in names:
+            assert (store.membership(user, name) is not None) == (name in directs)
 
 
 @everywhere

@@ -87,13 +87,16 @@ class StoreLife(RuleBasedStateMachine):
                 made = changes(users={rest[0]: User(rest[1])})
             elif kind == "membership":
                 user, name, number = rest
+                of = batch.conversations.get(name) or self.model.conversation(name)
+                if name[0] != "#" and not (number and of and user in name.split("|")):
+                    continue  # of a direct chat's two users, there from its first message on and for good
                 row_ = Membership(1, 0, number, {number: 1}) if number is not None else None
                 made = changes(memberships={(user, name): row_})
             else:
                 made = changes(members={(rest[0], rest[1]): rest[2]})
             batch.messages += made.messages
             for into, new in (
-                (batch.conversations, made.conversations), (batch.users, made.users),
+                (batch.conversations, made.conversations), (batch.directs, made.directs), (batch.users, made.users),
                 (batch.memberships, made.memberships), (batch.members, made.members),
             ):  # fmt: skip
                 into.update(new)  # type: ignore[attr-defined]

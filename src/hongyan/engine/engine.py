@@ -303,12 +303,10 @@ class Engine:
     def groups(self, user: str) -> Sequence[str]:
         """Addresses of the groups the user is a member of, now."""
         found: list[str] = []
-        after = "#"  # '#' sorts below every direct conversation's key
-        while rows := self._store.memberships(user, after):
-            found.extend(key for key, row in rows if row.position and key[0] == "#")
+        after = ""
+        while rows := self._store.memberships(user, after, groups=True):
+            found.extend(key for key, row in rows if row.position)
             after = rows[-1][0]
-            if after[0] != "#":
-                break
         return found
 
     def logout(self, session: int) -> None:

@@ -8,7 +8,7 @@ records from the same state gives the same outcomes and the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -17,7 +17,7 @@ from hongyan.engine import groups
 from hongyan.engine.window import Key, Mark, Window
 from hongyan.protocol import records
 from hongyan.protocol.outcomes import Done, Duplicate, Noted, Outcome, Rejected, UserReady
-from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, Sent, User
+from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, Sent, User, opened
 
 # A record that waited longer than this between admit and log may be the stray twin of a message that
 # its client has long resent by another way: it is looked up like a `retry` (design.md, "Sequence").
@@ -30,6 +30,7 @@ class View(Protocol):
     """The part of the store that the fold reads, at exactly the offset before the batch."""
 
     def conversation(self, key: str) -> Conversation | None: ...
+    def conversations(self, names: Collection[str]) -> dict[str, Conversation]: ...
     def user(self, user: str) -> User | None: ...
     def membership(self, user: str, conversation: str) -> Membership | None: ...
     def find(self, sender: str, conversation: str, key: str) -> Sent | None: ...
@@ -66,6 +67,9 @@ class Overlay:
         at = (user, conversation)
         if at in self.changes.memberships:
             return self.changes.memberships[at]
+        since = self.changes.directs.get(conversation)
+        if since is not None and user in conversation.split("|"):
+            return opened(since)
         return self.view.membership(user, conversation)
 
     def first_member(self, group: str) -> str | None:
@@ -101,7 +105,8 @@ class Sequencer:
         state = self._state = Overlay(self._view)
         self._first = first
         self._window.forget(log_ms)
-        window, changes, stored = self._window, state.changes, self._view.conversation
+        window, changes = self._window, state.changes
+        stored = self._view.conversations({each.conversation for each in batch if type(each) is records.Send})
         recent, odd = window.entries, window.odd
         conversations, messages = changes.conversations, changes.messages
         marks: list[Mark] = []
@@ -123,7 +128,7 @@ class Sequencer:
                 if mark in recent:
                     mark = key
                     odd.add(key)
-            before = conversations.get(name) or stored(name)
+            before = conversations.get(name) or stored.get(name)
             if before is None or name[:1] == "#":
                 problem = self._group_send(record, before) if name[:1] == "#" else self._open_direct(record)
                 if problem is not None:
@@ -205,8 +210,7 @@ class Sequencer:
         changes = state.changes
         if peer not in changes.users and state.view.user(peer) is None:
             return Rejected("unknown_user", "no such user", "data.to")
-        memberships = changes.memberships
-        memberships[sender, name] = memberships[peer, name] = Membership(1, record.at, 1)
+        changes.directs[name] = record.at
         return None
 
 
@@ -237,18 +241,17 @@ def _login(state: Overlay, record: records.Login) -> Outcome:
 
 def _cursors(state: Overlay, record: records.Cursors) -> Outcome:
     """Move cursors forward: never back, never in a foreign conversation."""
-    memberships, stored = state.changes.memberships, state.view.membership
+    memberships, current = state.changes.memberships, state.membership
     for name, device_id, acks in record.acks:
         number, remembered = _device_in_use(state, name, device_id, record.at)
         if number is None:
             continue
         for conversation, seq in acks.items():
-            at = (name, conversation)
-            row = memberships[at] if at in memberships else stored(name, conversation)
+            row = current(name, conversation)
             if row is None or not row.position:
                 continue
             if seq >= row.first_seq and seq > row.cursor(number):
-                memberships[at] = row.moved(number, seq, remembered)
+                memberships[name, conversation] = row.moved(number, seq, remembered)
     for name, device_id, ms in record.seen:
         user = state.user(name)
         if user is None:

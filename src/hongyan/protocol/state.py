@@ -84,6 +84,11 @@ class Membership(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return Membership(self.first_seq, self.joined_at, self.position, cursors)
 
 
+def opened(at: int) -> Membership:
+    """The row of either user of a direct chat whose first message was sent at `at` ms."""
+    return Membership(1, at, 1)
+
+
 class Device(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`number`: unique among the user's devices for ever, also after one was forgotten."""
 
@@ -108,16 +113,18 @@ class Changes:
     """What one journal batch changes, as absolute rows; None deletes. Applied as one unit.
 
     messages: new messages in fold order; conversations: by key; users: by id;
-    memberships: by (user id, conversation key); members: by (group address, position) -> user id.
+    directs: ms of its first message, by the key of a direct chat that began: its two users have `opened` rows.
+    memberships: by (user id, conversation key), over those; members: by (group address, position) -> user id.
     unstored: record ids of the batch's sends that made no message (refused, or there already).
     """
 
-    __slots__ = ("conversations", "members", "memberships", "messages", "unstored", "users")
+    __slots__ = ("conversations", "directs", "members", "memberships", "messages", "unstored", "users")
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
+        self.directs: dict[str, int] = {}
         self.memberships: dict[tuple[str, str], Membership | None] = {}
         self.members: dict[tuple[str, int], str | None] = {}
         self.unstored: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
@@ -25,11 +26,15 @@ class Store(Protocol):
         """Full, and the disk took nothing at the last try: more than a moment's `busy`."""
 
     def apply(self, offset: int, changes: Changes) -> None:
-        """Take the changes of the batch that ends at `offset` (> the last). In memory at once,
-        on disk later, whole batches in offset order. Never blocks for the disk, never raises for it."""
+        """Take the changes of the batch that ends at `offset` (> the last), and keep them: they are not to change any
+        more. A direct chat's first message comes with its entry in `directs`. In memory at once, on disk later,
+        whole batches in offset order. Never blocks for the disk, never raises for it."""
 
     def conversation(self, key: str) -> Conversation | None:
         """A direct chat's row says what its newest message says, and nothing else."""
+
+    def conversations(self, names: Collection[str]) -> dict[str, Conversation]:
+        """`conversation` of many at once: those that there are, by key."""
 
     def user(self, user: str) -> User | None: ...
 
@@ -49,8 +54,11 @@ class Store(Protocol):
     def members(self, group: str, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         """(position, user) of a group's members, ascending from position > `after`."""
 
-    def memberships(self, user: str, after: str = "", limit: int = 1000) -> list[tuple[str, Membership]]:
-        """(conversation key, row) of a user (invitations too: `position` 0), ascending from key > `after`."""
+    def memberships(
+        self, user: str, after: str = "", limit: int = 1000, groups: bool = False
+    ) -> list[tuple[str, Membership]]:
+        """(conversation key, row) of a user (invitations too: `position` 0), ascending from key > `after`; with
+        `groups` no direct chats."""
 
     def messages(
         self, conversation: str, low: int, high: int, limit: int, newest: bool = False

@@ -25,7 +25,7 @@ from hongyan.store.rows import write_batch
 
 log = structlog.get_logger("hongyan.store")
 
-VERSION = b"6"
+VERSION = b"7"
 _RETRY_S = (0.2, 0.5, 1.0)
 # How RocksDB's text begins (Status::ToString) where trying again helps; any other failure ends the process.
 # Only the beginning: behind it may stand a path, with any words in it. "Too many open files" is not here: measured,

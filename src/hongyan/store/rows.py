@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from rocksdict import WriteBatch
 
-from hongyan.protocol.state import Conversation, Membership, Message, Sent, User
+from hongyan.protocol.state import Conversation, Membership, Message, Sent, User, opened
 from hongyan.store import keys
 from hongyan.store.tail import Unit
 
@@ -54,15 +54,18 @@ def write_batch(unit: Unit) -> WriteBatch:
             put(keys.conversation(key), encode(conversation))
     for user, found in unit.users.items():
         put(keys.user(user), encode(found))
-    row = raw = None
-    for (user, key), membership in unit.memberships.items():
-        at = f"p{user}\0{key}".encode()  # (`keys.membership`, without a call)
+    since, raw = 0, b""
+    for name, at in unit.directs.items():
+        a, _, b = name.partition("|")  # the row of `a` is said by the messages (`RocksReads._memberships_of`)
+        if at != since:  # many begin in one millisecond
+            since, raw = at, encode(opened(at))
+        if a != b:
+            put(f"p{b}\0{name}".encode(), raw)  # (`keys.membership`, without a call)
+    for (user, key), membership in unit.memberships.items():  # over those of `directs`
         if membership is None:
-            batch.delete(at)
-            continue
-        if membership is not row:  # a new direct chat's two are one
-            row, raw = membership, encode(membership)
-        put(at, raw)
+            batch.delete(keys.membership(user, key))
+        else:
+            put(keys.membership(user, key), encode(membership))
     for group, places in unit.members.items():
         prefix = keys.members(group)
         for position, member in places.items():

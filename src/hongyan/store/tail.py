@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User
+from hongyan.protocol.state import Changes, Conversation, Membership, Message, Sent, User, opened
 
 UNIT_ROWS = 1_000
 UNIT_BYTES = 1 << 20
@@ -22,6 +22,7 @@ class Unit:
         "_by_user",
         "bytes",
         "conversations",
+        "directs",
         "members",
         "memberships",
         "messages",
@@ -38,6 +39,7 @@ class Unit:
         self.messages: dict[str, list[Message]] = {}  # by conversation, in seq order
         self.conversations: dict[str, Conversation] = {}
         self.users: dict[str, User] = {}
+        self.directs: dict[str, int] = {}  # by conversation
         self.memberships: dict[tuple[str, str], Membership | None] = {}  # by (user, conversation)
         self.members: dict[str, dict[int, str | None]] = {}  # group -> position -> user
         self.unstored: dict[int, list[int]] = {}  # batch's offset -> record ids
@@ -46,9 +48,13 @@ class Unit:
         self._by_user: dict[str, dict[str, Membership | None]] | None = None
 
     def add(self, offset: int, changes: Changes, rows: int, size: int) -> None:
-        self.offset = offset
         self._by_key = self._by_user = None
-        self.conversations.update(changes.conversations)
+        if not self.offset:  # mostly the only batch: nothing is copied
+            self.conversations, self.directs = changes.conversations, changes.directs
+        else:
+            self.conversations.update(changes.conversations)
+            self.directs.update(changes.directs)
+        self.offset = offset
         self.users.update(changes.users)
         messages = self.messages
         for message in changes.messages:
@@ -75,10 +81,20 @@ class Unit:
             }
         return self._by_key.get(key)
 
+    def membership(self, user: str, conversation: str) -> Any:
+        """None: deleted; MISSING: not in this unit."""
+        row = self.memberships.get((user, conversation), MISSING)
+        if row is MISSING and conversation in self.directs and user in conversation.split("|"):
+            return opened(self.directs[conversation])
+        return row
+
     def memberships_of(self, user: str) -> dict[str, Membership | None]:
         """The user's changed rows, by conversation."""
         if self._by_user is None:
             self._by_user = {}
+            for key, at in self.directs.items():
+                for whose in key.split("|"):
+                    self._by_user.setdefault(whose, {})[key] = opened(at)
             for (whose, key), row in self.memberships.items():
                 self._by_user.setdefault(whose, {})[key] = row
         return self._by_user.get(user, {})
@@ -95,7 +111,7 @@ class Unit:
 def weigh(changes: Changes) -> tuple[int, int]:
     """Rows and bytes to write."""
     rows = 2 * len(changes.messages) + len(changes.conversations) + len(changes.users)
-    rows += len(changes.memberships) + len(changes.members)
+    rows += len(changes.directs) + len(changes.memberships) + len(changes.members)
     size = sum([len(message.content) for message in changes.messages]) + _ROW_BYTES * rows
     return rows + bool(changes.unstored), size + _ID_BYTES * len(changes.unstored)
 
@@ -142,10 +158,10 @@ class Tail:
         return MISSING
 
     def membership(self, user: str, conversation: str) -> Any:
-        at = (user, conversation)
         for unit in reversed(self.units):
-            if at in unit.memberships:
-                return unit.memberships[at]
+            row = unit.membership(user, conversation)
+            if row is not MISSING:
+                return row
         return MISSING
 
     def find(self, key: tuple[str, str, str]) -> Sent | None:

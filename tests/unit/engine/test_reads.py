@@ -225,7 +225,7 @@ class Ticking(World):
 
     def join(self, group: str) -> None:
         changes = Changes()
-        changes.memberships["alice", group] = Membership(self.store.conversations[group].last_seq + 1, 5, 1)
+        changes.memberships["alice", group] = Membership(self.store.chats[group].last_seq + 1, 5, 1)
         self.store.apply(self.store.offset + 1, changes)
 
 
