@@ -192,8 +192,8 @@ class Uplink:
             self._gone[session] = known
 
     async def call(self, make: Callable[[int], m.Login | m.Ask], kind: Any) -> Any:
-        """Ask what `make(call)` says, and wait for its answer, a `kind`. Raises Refused, Lost, or RuntimeError for a
-        defect of the engine."""
+        """Ask what `make(call)` says, and wait ANSWER_S for its answer, a `kind`. Raises Refused, Lost, or RuntimeError
+        for a defect of the engine."""
         if self._up is None:
             try:
                 async with asyncio.timeout(max(0.0, self._away_since + ANSWER_S - self._monotonic())):
@@ -206,9 +206,15 @@ class Uplink:
         call, future = self._next_call(), self._loop.create_future()
         question = make(call)
         self._up.put(question)
-        self._calls[call] = future, kind, question if isinstance(question, m.Login) else None
+        login = question if isinstance(question, m.Login) else None
+        self._calls[call] = future, kind, login
         try:
-            return await future
+            async with asyncio.timeout(ANSWER_S):
+                return await future
+        except TimeoutError:  # it hangs, or has far too much to do
+            if login is not None:  # it may still come to it
+                self.logout(login.session)
+            raise Refused(UNAVAILABLE) from None
         finally:
             self._calls.pop(call, None)
 

@@ -351,6 +351,21 @@ async def test_without_an_engine_for_long_what_waits_is_unavailable(room: Room, 
         await one.engine.join_group(a, "#g")
 
 
+async def test_what_an_engine_leaves_unanswered_is_unavailable(room: Room, monkeypatch) -> None:
+    monkeypatch.setattr(uplink, "ANSWER_S", 0.2)
+    gateway, _ = room.gateways
+    await gateway.engine.login(gateway.session(1), "alice", "d", "")
+    room.engine.gate.clear()
+    with pytest.raises(Refused, match="does not answer"):
+        await gateway.engine.join_group(gateway.session(1), "#g")
+    with pytest.raises(Refused, match="does not answer"):
+        await gateway.engine.login(gateway.session(2), "bob", "d", "")
+    await room.engine.until("logout", gateway.session(2))  # it may have come to it meanwhile
+    room.engine.gate.set()  # late answers are nobody's
+    assert (await gateway.engine.join_group(gateway.session(1), "#g"))["group"] == "#g"
+    assert gateway.session(2) not in gateway.link.sessions
+
+
 async def test_a_gateway_that_takes_nothing_is_cut_and_told_the_rest(room: Room, monkeypatch) -> None:
     monkeypatch.setattr(router, "MAX_BACKLOG_BYTES", 1000)
     one = room.gateways[0]
