@@ -35,6 +35,7 @@ REPLACED_S = 3.0  # the longest that a login waits for what its device's older c
 
 _INTERNAL = WireError("internal", "the server failed to answer this; try again")
 
+_EARLIER_LOGIN = WireError("unavailable", "an earlier login of this connection is under way")
 log = structlog.get_logger("hongyan.link")
 
 
@@ -71,6 +72,7 @@ class Router:
         self._open: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._newest: dict[tuple[str, str], Carried[Link]] = {}  # of each user's device
+        self._entering: set[int] = set()  # sessions of the logins under way
         self._replaced: dict[tuple[str, str], Carried[Link]] = {}  # by a login that is not answered yet
         self._gone: dict[int, asyncio.Future[None]] = {}  # replaced sessions that a login waits for
         self._takers: dict[type[Any], Callable[[Link, Any], None]] = {
@@ -235,9 +237,19 @@ class Router:
             pass
 
     def _login(self, link: Link, login: m.Login) -> None:
+        if login.session in self._entering:  # one that its gateway waits for no more
+            link.stream.put(m.Failure(login.call, _EARLIER_LOGIN))
+            return
+        self._entering.add(login.session)
         carried = link.sessions[login.session] = Carried(link, login.session, login.user, login.device)
         self._topics.enter(carried)
-        self._spawn(self._log_in(login, carried))
+        self._spawn(self._let_in(login, carried))
+
+    async def _let_in(self, login: m.Login, carried: Carried[Link]) -> None:
+        try:
+            await self._log_in(login, carried)
+        finally:
+            self._entering.discard(login.session)
 
     async def _log_in(self, login: m.Login, carried: Carried[Link]) -> None:
         link, session, owner = carried.link, login.session, (login.user, login.device)

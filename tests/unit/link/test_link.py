@@ -361,9 +361,13 @@ async def test_what_an_engine_leaves_unanswered_is_unavailable(room: Room, monke
     with pytest.raises(Refused, match="does not answer"):
         await gateway.engine.login(gateway.session(2), "bob", "d", "")
     await room.engine.until("logout", gateway.session(2))  # it may have come to it meanwhile
+    with pytest.raises(Refused, match="an earlier login"):
+        await gateway.engine.login(gateway.session(2), "carol", "d", "")
     room.engine.gate.set()  # late answers are nobody's
     assert (await gateway.engine.join_group(gateway.session(1), "#g"))["group"] == "#g"
     assert gateway.session(2) not in gateway.link.sessions
+    await gateway.engine.login(gateway.session(2), "carol", "d", "")
+    assert room.engine.logged_in[gateway.session(2)] == ("carol", "d")
 
 
 async def test_a_gateway_that_takes_nothing_is_cut_and_told_the_rest(room: Room, monkeypatch) -> None:
