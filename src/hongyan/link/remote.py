@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hongyan.errors import Refused
+from hongyan.errors import Refused, refused
 from hongyan.link import messages as m
 from hongyan.link.base import ConversationsPage, HistoryPage, LoggedIn, PresenceState, SyncPage
 from hongyan.link.uplink import UNAVAILABLE, Lost, Uplink
@@ -17,6 +17,7 @@ class RemoteEngine:
 
     def __init__(self, uplink: Uplink) -> None:
         self._uplink = uplink
+        self._entering: set[int] = set()  # sessions that are logging in
 
     async def _ask(self, session: int, method: str, *arguments: Any) -> Any:
         def make(call: int) -> m.Ask:
@@ -33,11 +34,19 @@ class RemoteEngine:
                     raise Refused(UNAVAILABLE) from None
 
     async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
-        return LoggedIn(
-            *await self._asking(lambda call: m.Login(call, session, user, device, platform), m.LOGGED_IN)
-        )
+        def make(call: int) -> m.Login:
+            if session not in self._entering:  # it would replace the connection that came after it
+                raise refused("unavailable", "the connection is gone")
+            return m.Login(call, session, user, device, platform)
+
+        self._entering.add(session)
+        try:
+            return LoggedIn(*await self._asking(make, m.LOGGED_IN))
+        finally:
+            self._entering.discard(session)
 
     def logout(self, session: int) -> None:
+        self._entering.discard(session)
         self._uplink.logout(session)
 
     def send(self, session: int, ref: str, to: str, content_type: str, content: bytes, retry: bool) -> None:

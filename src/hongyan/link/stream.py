@@ -31,8 +31,8 @@ log = structlog.get_logger("hongyan.link")
 class Stream(asyncio.Protocol):
     """One end of a link. `take` gets the messages of each frame, `lost` is called once, at the end.
 
-    `behind`: the peer takes what is written more slowly than it comes. Writing never waits and never raises; after
-    the end it does nothing.
+    `behind`: the peer takes what is written more slowly than it comes. Writing never waits; after the end it does
+    nothing.
     """
 
     def __init__(
@@ -56,12 +56,18 @@ class Stream(asyncio.Protocol):
     # writing
 
     def put(self, message: msgspec.Struct) -> None:
-        """Send `message` with this turn's frame."""
+        """Send `message` with this turn's frame. What cannot be encoded raises, and leaves the frame as it was."""
+        frame = self._frame
+        size = len(frame)
+        try:
+            _encode_into(message, frame, -1)
+        except Exception:
+            del frame[size:]
+            raise
         if not self._count:
             self._loop.call_soon(self.flush)
         self._count += 1
-        _encode_into(message, self._frame, -1)
-        if len(self._frame) > EARLY_BYTES:
+        if len(frame) > EARLY_BYTES:
             self.flush()
 
     def put_encoded(self, message: bytes) -> None:

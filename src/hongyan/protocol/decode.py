@@ -60,10 +60,10 @@ def from_json(payload: bytes) -> Request:
         ):
             data.content = content
             return request
-    elif (
-        type(request) is Ack and request.data.acks is None and request.data.conversation and request.data.seq
-    ):
-        return request
+    elif type(request) is Ack:
+        ack = request.data
+        if ack.acks is None and ack.conversation and ack.seq is not None and ack.seq <= SEQ_CEILING:
+            return request
     return _checked(request, check_json)
 
 

@@ -212,6 +212,7 @@ def _ack(data: AckData) -> None:
         _need(bool(name) or seq is not None, "data.acks", "nothing named")
         _need(bool(name), "data.conversation", "conversation is missing")
         _need(seq is not None, "data.seq", "seq is missing")
+        data.seq = min(seq or 0, SEQ_CEILING)
         return
     _need(len(acks) <= MAX_MAP, "data.acks", f"at most {MAX_MAP} conversations", "too_large")
     if seq is not None:
@@ -219,6 +220,7 @@ def _ack(data: AckData) -> None:
         acks[name] = max(seq, acks.get(name, 0))
     else:
         _need(bool(acks) or not name, "data.seq", "seq is missing")
+    data.acks = _positions(acks)
 
 
 def _positions(named: dict[str, int]) -> dict[str, int]:

@@ -370,6 +370,23 @@ async def test_what_an_engine_leaves_unanswered_is_unavailable(room: Room, monke
     assert room.engine.logged_in[gateway.session(2)] == ("carol", "d")
 
 
+async def test_who_gave_up_during_an_outage_is_not_logged_in_after_it(room: Room) -> None:
+    """It would throw out the connection that its user made instead."""
+    gateway, other = room.gateways
+    await gateway.engine.login(gateway.session(9), "z", "d", "")
+    await room.kill_engine()
+    early = asyncio.create_task(gateway.engine.login(gateway.session(1), "alice", "d", ""))
+    await asyncio.sleep(0)
+    gateway.engine.logout(gateway.session(1))
+    later = asyncio.create_task(other.engine.login(other.session(1), "alice", "d", ""))
+    await room.start_engine()
+    await later
+    with pytest.raises(Refused, match="is gone"):
+        await early
+    assert ("login", gateway.session(1)) not in room.engine.calls
+    assert room.engine.logged_in[other.session(1)] == ("alice", "d")
+
+
 async def test_a_gateway_that_takes_nothing_is_cut_and_told_the_rest(room: Room, monkeypatch) -> None:
     monkeypatch.setattr(router, "MAX_BACKLOG_BYTES", 1000)
     one = room.gateways[0]

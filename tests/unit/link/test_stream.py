@@ -81,6 +81,17 @@ async def test_a_turn_is_one_write(end: End) -> None:
     assert data == frame(m.Told(1), m.Told(2))
 
 
+async def test_what_cannot_be_encoded_costs_nobody_else_anything(end: End) -> None:
+    for n in range(3):
+        with pytest.raises(OverflowError):
+            end.stream.put(m.Ack(1, "@a" * 1000, 2**70))
+        end.stream.put(m.Ack(n, "@a", n))
+    end.stream.flush()
+    async with asyncio.timeout(5):
+        data = await asyncio.get_running_loop().sock_recv(end.other, 65536)
+    assert data == frame(*[m.Ack(n, "@a", n) for n in range(3)])
+
+
 async def test_what_was_encoded_once_reads_the_same(end: End) -> None:
     end.stream.put_encoded(encode(TOLD[2]))
     end.stream.flush()
