@@ -10,11 +10,12 @@ from hongyan.protocol.state import Message
 from hongyan.store.base import Store
 
 MAX_RECORDS = 50_000  # some half a second, for which nobody is served
+MAX_TOPICS = 100_000  # that are named as concerned: a record may invite a hundred
 
 
 def gap_after(journal: Journal, store: Store, offset: int) -> Gap | None:
     """From the record behind `offset` up to what the store has. (The journal may have more: it is told in its turn.)
-    None: the journal cannot say.
+    None: the journal cannot say, or it would be too much.
 
     Whether a send made a message, the store notes; which one, its duplicate look-up says. (It says the newest of a
     key. Of one that was stored twice within the gap the first is not found: then all of the conversation come back.)
@@ -47,6 +48,8 @@ def gap_after(journal: Journal, store: Store, offset: int) -> Gap | None:
                 away.add(f"@{record.user}")
                 if isinstance(record, records.Invite):
                     away.update(f"@{user}" for user in record.users)
+        if len(away) > MAX_TOPICS:
+            return None
     return Gap(messages, away, resync)
 
 

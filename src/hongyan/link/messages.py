@@ -15,6 +15,10 @@ from hongyan.link.base import ConversationsPage, HistoryPage, PresenceState, Res
 from hongyan.protocol.outcomes import GroupChanged
 from hongyan.protocol.state import Message, Sent
 
+A_MESSAGE = (
+    50  # sessions in one: each may follow a thousand others, or be in five thousand groups of 65 bytes
+)
+
 # -- gateway to engine -----------------------------------------------------------------------------
 
 
@@ -54,14 +58,19 @@ class Ask(msgspec.Struct, array_like=True, tag=5):
     arguments: list[Any]
 
 
+class Sessions(msgspec.Struct, array_like=True, tag=9):
+    """Some of those who are logged in: all of them come before `Hello`, so that no frame passes its limit."""
+
+    sessions: list[Resumed]
+
+
 class Hello(msgspec.Struct, array_like=True, tag=6):
-    """The first message of a gateway: its number (never used again by another process), the engine that it was
-    linked to before ("": none), the offset up to which it was told, and who is logged in."""
+    """What a gateway begins with, but for `Sessions`: its number (never used again by another process), the engine that
+    it was linked to before ("": none), and the offset up to which it was told."""
 
     number: int
     epoch: str
     told: int
-    sessions: list[Resumed]
 
 
 class Listening(msgspec.Struct, array_like=True, tag=7):
@@ -152,12 +161,17 @@ class Welcome(msgspec.Struct, array_like=True, tag=30):
     offset: int
 
 
-class Restored(msgspec.Struct, array_like=True, tag=31):
-    """The groups of each session that goes on; the sessions and topics that have to come back; the topics of those
-    that may have missed something. What comes up to `Ready` was stored before, and is told to sessions of both
-    engines: whose send it was, the gateway finds out."""
+class Groups(msgspec.Struct, array_like=True, tag=34):
+    """The groups of some sessions that go on: before `Restored`."""
 
     groups: list[tuple[int, list[str]]]
+
+
+class Restored(msgspec.Struct, array_like=True, tag=31):
+    """The sessions and topics that have to come back; the topics of those that may have missed something. What comes
+    up to `Ready` was stored before, and is told to sessions of both engines: whose send it was, the gateway finds
+    out."""
+
     away: list[int]
     away_topics: list[str]
     resync: list[str]
@@ -183,7 +197,7 @@ ANSWERS: dict[str, Any] = {
 }
 LOGGED_IN = tuple[str, list[str]]  # the answer to `Login`: session_id, groups
 
-ToEngine = Send | Ack | Login | Logout | Ask | Hello | Listening | Figures
+ToEngine = Send | Ack | Login | Logout | Ask | Sessions | Hello | Listening | Figures
 ToGateway = (
     Stored
     | Repeated
@@ -196,6 +210,7 @@ ToGateway = (
     | Reply
     | Failure
     | Welcome
+    | Groups
     | Restored
     | Ready
     | Scrape

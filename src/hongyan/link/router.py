@@ -17,7 +17,7 @@ import structlog
 
 from hongyan.errors import Refused, WireError
 from hongyan.link import messages as m
-from hongyan.link.base import Gap, PresenceState, ServingEngine
+from hongyan.link.base import Gap, PresenceState, Resumed, ServingEngine
 from hongyan.link.base import Told as Outcomes
 from hongyan.link.scrape import Scraper
 from hongyan.link.stream import Stream, encode
@@ -48,6 +48,7 @@ class Link:
         self.touched = False  # it is told something of this batch
         self.told = 0  # up to this offset
         self.sessions: dict[int, Carried[Link]] = {}
+        self.resumed: list[Resumed] = []  # those it says are logged in, before it says who it is
         self.stream: Stream
 
 
@@ -77,7 +78,8 @@ class Router:
         self._gone: dict[int, asyncio.Future[None]] = {}  # replaced sessions that a login waits for
         self._takers: dict[type[Any], Callable[[Link, Any], None]] = {
             m.Send: self._send, m.Ack: self._ack, m.Login: self._login, m.Logout: self._logout,
-            m.Ask: self._ask, m.Hello: self._hello, m.Listening: self._listening,
+            m.Ask: self._ask, m.Hello: self._hello, m.Sessions: self._resumed,
+            m.Listening: self._listening,
             m.Figures: self._figures,
         }  # fmt: skip
 
@@ -143,13 +145,17 @@ class Router:
     def _take(self, link: Link, received: list[Any]) -> None:
         takers = self._takers
         for message in received:
-            if not link.number and type(message) is not m.Hello:
+            if not link.number and type(message) not in (m.Hello, m.Sessions):
                 link.stream.abort("a gateway that does not say which it is")
                 return
             try:
                 takers[type(message)](link, message)
             except Exception:
                 log.exception("a message of a gateway failed", kind=type(message).__name__)
+
+    def _resumed(self, link: Link, sessions: m.Sessions) -> None:
+        if not link.number:
+            link.resumed += sessions.sessions
 
     def _hello(self, link: Link, hello: m.Hello) -> None:
         if link.number or hello.number in self.links or hello.number <= 0:
@@ -164,6 +170,7 @@ class Router:
         link.stream.put(m.Welcome(self._epoch, self._secret, link.told))
         if hello.epoch:
             self._restore(link, hello)
+        link.resumed = []
         link.stream.put(m.Ready())
 
     def _restore(self, link: Link, hello: m.Hello) -> None:
@@ -171,7 +178,7 @@ class Router:
         groups: list[tuple[int, list[str]]] = []
         away: list[int] = []
         gap = self._engine.gap_after(hello.told)
-        for resumed in hello.sessions:
+        for resumed in link.resumed:
             carried = Carried(link, resumed.session, resumed.user, resumed.device)
             link.sessions[resumed.session] = carried
             self._topics.enter(carried)
@@ -190,7 +197,9 @@ class Router:
         if gap is None:
             log.warning("cannot tell what a gateway missed, its clients come back", gateway=link.number)
             gap = Gap((), (), ())
-        link.stream.put(m.Restored(groups, away, list(gap.away), list(gap.resync)))
+        for first in range(0, len(groups), m.A_MESSAGE):
+            link.stream.put(m.Groups(groups[first : first + m.A_MESSAGE]))
+        link.stream.put(m.Restored(away, list(gap.away), list(gap.resync)))
         for message in gap.messages:
             if link in self._concerned(0, message):
                 link.stream.put(m.Stored(0, message))

@@ -123,7 +123,9 @@ class Uplink:
                 continue
             self._stream = stream
             sessions = [*self.sessions.values(), *self._gone.values()]
-            stream.put(m.Hello(self._number, self._epoch, self._told, sessions))
+            for first in range(0, len(sessions), m.A_MESSAGE):
+                stream.put(m.Sessions(sessions[first : first + m.A_MESSAGE]))
+            stream.put(m.Hello(self._number, self._epoch, self._told))
             await asyncio.wait([stream.ended])
             await asyncio.sleep(RETRY_S)
 
@@ -306,6 +308,9 @@ class Uplink:
                 self._epoch = epoch
                 if not self._secret.done():
                     self._secret.set_result(secret)
+            case m.Groups(groups):
+                for session, of in groups:
+                    self.gateway.carry(session, of)
             case m.Restored():
                 self._restore(message)
             case m.Scrape():
@@ -337,8 +342,6 @@ class Uplink:
     # after an engine's death
 
     def _restore(self, restored: m.Restored) -> None:
-        for session, groups in restored.groups:
-            self.gateway.carry(session, groups)
         self.gateway.send_away(restored.away, restored.away_topics)
         self.gateway.resync(restored.resync)
         self._by_user = {}

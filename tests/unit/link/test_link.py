@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from hongyan.errors import Refused, WireError, refused
-from hongyan.link import messages, router, uplink
+from hongyan.link import messages, router, stream, uplink
 from hongyan.link.base import Gap, LoggedIn, PresenceState, Resumed, Told
 from hongyan.link.listener import LinkListener
 from hongyan.link.remote import RemoteEngine
@@ -326,6 +327,23 @@ async def test_over_an_engines_death(room: Room) -> None:
             await asyncio.sleep(0.001)
 
 
+async def test_more_sessions_than_a_frame_holds_go_on(room: Room, monkeypatch) -> None:
+    monkeypatch.setattr(stream, "MAX_FRAME_BYTES", 1 << 20)
+    one, count = room.gateways[0], 300
+    for n in range(count):
+        await one.engine.login(one.session(n), f"u{n}", "d", "")
+        one.link.follow(one.session(n), {f"somebody-{other}": True for other in range(250)}, True)
+    await room.kill_engine()
+    await room.start_engine()
+    room.engine.groups = [f"#a-group-of-many-{n}" for n in range(250)]
+    with capture_logs() as logs:
+        async with asyncio.timeout(5):
+            await one.link.ready.wait()
+    assert not [entry for entry in logs if entry["event"] == "cut a link"]
+    assert room.engine.logged_in.keys() == {one.session(n) for n in range(count)}
+    assert {heard[1] for heard in one.heard if heard[0] == "carry"} == room.engine.logged_in.keys()
+
+
 async def test_where_the_gap_cannot_be_told_all_come_back(room: Room) -> None:
     one = room.gateways[0]
     a = one.session(1)
@@ -403,7 +421,7 @@ async def test_a_gateway_that_takes_nothing_is_cut_and_told_the_rest(room: Room,
 
 
 async def test_a_stranger_on_the_socket_is_cut_off(room: Room) -> None:
-    for first in (messages.Listening(), messages.Hello(1, "", 0, []), messages.Hello(0, "", 0, [])):
+    for first in (messages.Listening(), messages.Hello(1, "", 0), messages.Hello(0, "", 0)):
         reader, writer = await asyncio.open_unix_connection(room.path)
         body = b"\xdd\0\0\0\x01" + uplink.msgspec.msgpack.encode(first)
         writer.write(len(body).to_bytes(4, "big") + body)
