@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+LATEST_S = 60.0  # nobody is sent away for longer, however many ask (anybody may, and as often as they like)
 _SMOOTHING = 0.1  # of a new measurement in a mean
 
 
@@ -63,7 +64,7 @@ class Share:
     def later(self) -> float:
         """Seconds after which one that is sent away may come back: behind those who wait, and those sent away before."""
         now = self._monotonic()
-        self._told = max(self._told, now + self.wait_s) + self._every_s
+        self._told = min(max(self._told, now + self.wait_s) + self._every_s, now + LATEST_S)
         return self._told - now
 
     def _pieces(self, turn_s: float = 0.0) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from hongyan.share import Share
+from hongyan.share import LATEST_S, Share
 
 
 class Clock:
@@ -79,6 +79,11 @@ async def test_who_is_sent_away_comes_back_one_after_the_other() -> None:
     assert share.later() < told[0] + 1, "their time has passed"
     await asyncio.gather(*waiting)
     assert share.wait_s == 0
+
+
+async def test_nobody_is_sent_away_for_more_than_a_minute() -> None:
+    share = Share(Clock(), floor_s=0.002, part=0.25, piece_s=0.01)
+    assert max(share.later() for _ in range(20_000)) == LATEST_S
 
 
 async def test_who_goes_while_waiting_costs_no_turn() -> None:

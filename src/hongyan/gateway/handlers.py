@@ -70,10 +70,7 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
     """Verify, then let the engine decide."""
     gateway, settings = connection.gateway, connection.gateway.settings
     await gateway.logins.turn()
-    began = gateway.monotonic()
-    verified = _verify(connection, request)
-    gateway.logins.charge(gateway.monotonic() - began)
-    if not verified:
+    if not _verify(connection, request):
         return None
     try:
         session_id, groups = await gateway.engine.login(
@@ -105,8 +102,9 @@ def _verify(connection: Connection, request: Login) -> bool:
     """Whether the connection is there and its token good; from there on the login is under way. The throttle is asked
     only about tokens that are not."""
     gateway = connection.gateway
-    if connection.closed:
+    if connection.closed:  # not charged: what costs nothing says nothing about the others
         return False
+    began = gateway.monotonic()
     try:
         claims = gateway.verifier.verify(request.data.token)
     except Refused as refusal:
@@ -119,6 +117,8 @@ def _verify(connection: Connection, request: Login) -> bool:
                 error = WireError("rate_limited", text, retry_after_ms=int(wait * 1000) + 1)
         _refuse_login(connection, error, request.message_id)
         return False
+    finally:
+        gateway.logins.charge(gateway.monotonic() - began)
     connection.begin_login(claims.user, request.data.device_id, claims.expires_at_ms)
     return True
 

@@ -35,6 +35,11 @@ REPLACED_S = 3.0  # the longest that a login waits for what its device's older c
 
 _INTERNAL = WireError("internal", "the server failed to answer this; try again")
 
+# What is read may be large and can wait; what is told must not wait behind it. So reads stand back while so much waits in
+# the link. (Without: a sync storm filled links up to MAX_BACKLOG_BYTES, and each cut began the storm anew.)
+READS = frozenset({"sync", "history", "conversations"})
+ROOM_BYTES = 1024 * 1024
+READS_AT_A_TIME = 4  # of a gateway: each may pass ROOM_BYTES by a reply
 _EARLIER_LOGIN = WireError("unavailable", "an earlier login of this connection is under way")
 log = structlog.get_logger("hongyan.link")
 
@@ -48,6 +53,8 @@ class Link:
         self.touched = False  # it is told something of this batch
         self.told = 0  # up to this offset
         self.sessions: dict[int, Carried[Link]] = {}
+        self.reads = asyncio.Semaphore(READS_AT_A_TIME)
+        self.room = asyncio.Event()  # set when it is behind no longer
         self.resumed: list[Resumed] = []  # those it says are logged in, before it says who it is
         self.stream: Stream
 
@@ -89,8 +96,9 @@ class Router:
         """A gateway connects."""
         link = Link()
         link.stream = Stream(
-            m.decode_to_engine, lambda messages: self._take(link, messages), lambda: self._lost(link)
-        )
+            m.decode_to_engine, lambda messages: self._take(link, messages), lambda: self._lost(link),
+            link.room.set, ROOM_BYTES,
+        )  # fmt: skip
         self._open.add(link)
         self.empty.clear()
         return link.stream
@@ -110,6 +118,7 @@ class Router:
             await asyncio.wait(self._tasks)
 
     def _lost(self, link: Link) -> None:
+        link.room.set()
         self._open.discard(link)
         if self.links.get(link.number) is link:
             del self.links[link.number]
@@ -323,6 +332,17 @@ class Router:
         self._spawn(self._answer(link, ask))
 
     async def _answer(self, link: Link, ask: m.Ask) -> None:
+        if ask.method not in READS:
+            await self._reply(link, ask)
+            return
+        async with link.reads:
+            while link.stream.behind and not link.stream.closed:
+                link.room.clear()
+                await link.room.wait()
+            if not link.stream.closed:  # else nobody waits for it any more
+                await self._reply(link, ask)
+
+    async def _reply(self, link: Link, ask: m.Ask) -> None:
         try:
             if ask.method not in m.ANSWERS:
                 raise ValueError(f"no such question: {ask.method}")

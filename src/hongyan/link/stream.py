@@ -19,7 +19,7 @@ _ARRAY_32 = 0xDD
 _LENGTH = 4
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 EARLY_BYTES = 256 * 1024  # a frame of that size does not wait for the turn's end
-PAUSE_BYTES = 8 * 1024 * 1024  # waiting for the peer: past it the link is behind
+PAUSE_BYTES = 8 * 1024 * 1024  # waiting for the peer: past it a link is behind
 
 _encoder = msgspec.msgpack.Encoder()
 _encode_into = _encoder.encode_into
@@ -37,15 +37,16 @@ class Stream(asyncio.Protocol):
 
     def __init__(
         self, decode: Callable[[memoryview], list[Any]], take: Callable[[list[Any]], None],
-        lost: Callable[[], None], drained: Callable[[], None] = lambda: None,
+        lost: Callable[[], None], drained: Callable[[], None] = lambda: None, pause_bytes: int = PAUSE_BYTES,
     ) -> None:  # fmt: skip
-        """`drained`: it is no longer behind."""
+        """`drained`: it is no longer behind; it is past `pause_bytes`."""
         self.behind = False
         self.closed = False
         self._decode = decode
         self._take = take
         self._lost = lost
         self._drained = drained
+        self._pause_bytes = pause_bytes
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._unread = bytearray()  # the beginning of a frame
@@ -114,7 +115,7 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)  # (uvloop's is none by inheritance)
         self._transport = transport
-        transport.set_write_buffer_limits(high=PAUSE_BYTES, low=PAUSE_BYTES // 2)
+        transport.set_write_buffer_limits(high=self._pause_bytes, low=self._pause_bytes // 2)
         self.flush()
 
     def pause_writing(self) -> None:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from hongyan.errors import Refused, WireError, refused
 from hongyan.link import messages, router, stream, uplink
-from hongyan.link.base import Gap, LoggedIn, PresenceState, Resumed, Told
+from hongyan.link.base import Gap, HistoryPage, LoggedIn, PresenceState, Resumed, Told
 from hongyan.link.listener import LinkListener
 from hongyan.link.remote import RemoteEngine
 from hongyan.link.router import SESSION_BITS, Router
@@ -40,6 +40,7 @@ class Engine:
         self.gap: Gap | None = Gap((), (), ())
         self.refusal: Refused | None = None
         self.router: Router
+        self.reads = self.most_reads = 0
 
     def _note(self, *call: Any) -> None:
         self.calls.append(call)
@@ -79,6 +80,14 @@ class Engine:
         self._note("join", session)
         await self.gate.wait()
         return {"group": group}
+
+    async def history(self, session: int, *arguments: Any) -> HistoryPage:
+        self._note("history", session)
+        self.reads += 1
+        self.most_reads = max(self.most_reads, self.reads)
+        await asyncio.sleep(0)
+        self.reads -= 1
+        return HistoryPage([], False)
 
     async def leave_group(self, session: int, group: str) -> dict[str, Any]:
         raise RuntimeError("broken on purpose")
@@ -418,6 +427,38 @@ async def test_a_gateway_that_takes_nothing_is_cut_and_told_the_rest(room: Room,
     await room.engine.until("resume", a, True)
     assert ("logout", a) in room.engine.calls
     await one.until("told", 0, "Message")
+
+
+async def test_reads_wait_for_room_in_the_link(room: Room) -> None:
+    """A storm of them would fill it, and what is told would wait behind."""
+    one = room.gateways[0]
+    a = one.session(1)
+    await one.engine.login(a, "a", "d", "")
+    link = room.router.links[1]
+    link.stream.pause_writing()
+    reads = [asyncio.create_task(one.engine.history(a, "@b", None, None, 10)) for _ in range(20)]
+    assert await one.engine.join_group(a, "#g") == {"group": "#g"}, "only reads wait"
+    assert not [call for call in room.engine.calls if call[0] == "history"]
+    link.stream.resume_writing()
+    pages = await asyncio.gather(*reads)
+    assert len(pages) == 20
+    assert room.engine.most_reads == router.READS_AT_A_TIME
+
+
+async def test_reads_that_wait_for_a_link_end_with_it(room: Room) -> None:
+    one = room.gateways[0]
+    a = one.session(1)
+    await one.engine.login(a, "a", "d", "")
+    link = room.router.links[1]
+    link.stream.pause_writing()
+    read = asyncio.create_task(one.engine.history(a, "@b", None, None, 10))
+    await one.engine.join_group(a, "#g")
+    link.stream.abort()
+    await read  # asked again over the next link
+    assert len([call for call in room.engine.calls if call[0] == "history"]) == 1
+    async with asyncio.timeout(5):
+        while room.router._tasks:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_stranger_on_the_socket_is_cut_off(room: Room) -> None:
