@@ -26,7 +26,7 @@ def journal_of(server: ServerProcess) -> Path:
     return found[0]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 async def test_rounds_of_kill_9_under_load(server_factory, rounds, workers):
     server = server_factory(workers=workers, rate_limit=0)
     load = Workload(server, users=10 if rounds > 2 else 6)

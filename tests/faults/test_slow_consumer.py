@@ -11,7 +11,7 @@ SIZE = 40_000
 WARM_UP, MESSAGES = 1000, 2500
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 async def test_a_slow_consumer_is_closed_and_gets_all_by_sync(server_factory, workers):
     server = server_factory(workers=workers, rate_limit=0, tail_bytes=4 << 20)
     fast = await Outsider.connect(server.url)

@@ -29,7 +29,7 @@ def contents(directory: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 async def test_sigterm_under_load_loses_nothing(server_factory, workers):
     server: ServerProcess = server_factory(workers=workers, rate_limit=0)
     load = Workload(server)
@@ -118,7 +118,7 @@ async def test_a_disk_that_hangs_does_not_keep_the_process(hanging):
     await client.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 async def test_a_second_signal_ends_at_once(server_factory, tmp_path, workers):
     server: ServerProcess = server_factory(workers=workers, shutdown_timeout_s=60)
     client = await Outsider.connect(server.url)  # which does not read: its close is waited for

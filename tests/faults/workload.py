@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from outsider import Envelope, Outsider
 from server_process import ServerProcess
 
-SEVERAL_IF_LONG = [1, 2] if os.environ.get("HONGYAN_TEST_LONG") else [1]  # workers
+SEVERAL_IF_LONG = [1, 4] if os.environ.get("HONGYAN_TEST_LONG") else [1]  # workers
 GROUP = "#crowd"
 IN_FLIGHT = 20
 Post = tuple[str, str, str]  # sender, address, key

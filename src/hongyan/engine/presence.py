@@ -79,10 +79,14 @@ class Presence:
             room -= len(believed)
             if session.subscriptions is None or self._sessions.get(session.number) is not session:
                 continue
-            states = {
-                f"@{user}": state for user, online in believed.items()
-                if user in session.subscriptions and (state := self.state(user, session.user)).online != online
-            }  # fmt: skip
+            try:
+                states = {
+                    f"@{user}": state for user, online in believed.items()
+                    if user in session.subscriptions and (state := self.state(user, session.user)).online != online
+                }  # fmt: skip
+            except Exception:  # a damaged row: as in `_may_hear`
+                log.exception("cannot see who is online", user=session.user)
+                continue
             if states:
                 self.push([session.number], states)
 

@@ -26,12 +26,15 @@ class RemoteEngine:
         return await self._asking(make, m.ANSWERS[method])
 
     async def _asking(self, make: Any, kind: Any, again: bool = True) -> Any:
-        while True:
-            try:
-                return await self._uplink.call(make, kind)
-            except Lost:
-                if not again:
-                    raise Refused(UNAVAILABLE) from None
+        try:
+            return await self._uplink.call(make, kind)
+        except Lost:
+            if not again:
+                raise Refused(UNAVAILABLE) from None
+        try:
+            return await self._uplink.call(make, kind)
+        except Lost:  # twice: it may be what engines die of
+            raise Refused(UNAVAILABLE) from None
 
     async def login(self, session: int, user: str, device: str, platform: str) -> LoggedIn:
         def make(call: int) -> m.Login:

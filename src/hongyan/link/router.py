@@ -180,6 +180,7 @@ class Router:
         if hello.epoch:
             self._restore(link, hello)
         link.resumed = []
+        link.stream.put(m.Told(link.told))
         link.stream.put(m.Ready())
 
     def _restore(self, link: Link, hello: m.Hello) -> None:
@@ -200,6 +201,7 @@ class Router:
                     away.append(resumed.session)
                 continue
             self._newest[resumed.user, resumed.device] = carried
+            self._replaced.pop((resumed.user, resumed.device), None)  # no login waits for it
             for group in theirs:
                 self._topics.add(carried, group)
             groups.append((resumed.session, list(theirs)))

@@ -328,12 +328,31 @@ async def test_over_an_engines_death(room: Room) -> None:
     ]  # fmt: skip
     assert ("resume", a, False) in room.engine.calls
     assert ("carry", a, ("#h",)) in one.heard
+    assert one.link._told == room.engine.offset, "it is told again after the next death"
     assert ("away", (), ("#closed",)) in one.heard
     assert ("resync", ("#resync",)) in one.heard
     stored(room, 0, "#h", "x", "k")
     async with asyncio.timeout(5):
         while len(one.told) < 3:
             await asyncio.sleep(0.001)
+
+
+async def test_what_engines_die_of_is_not_asked_a_third_time(room: Room) -> None:
+    one = room.gateways[0]
+    a = one.session(1)
+    await one.engine.login(a, "a", "d", "")
+    room.engine.gate.clear()
+    joining = asyncio.create_task(one.engine.join_group(a, "#g"))
+    await room.engine.until("join", a)
+    await room.kill_engine()
+    await room.start_engine()
+    room.engine.gate.clear()
+    await room.engine.until("join", a)
+    await room.kill_engine()
+    await room.start_engine()
+    with pytest.raises(Refused, match="does not answer"):
+        await joining
+    assert ("join", a) not in room.engine.calls
 
 
 async def test_more_sessions_than_a_frame_holds_go_on(room: Room, monkeypatch) -> None:
