@@ -306,10 +306,11 @@ class Connection(Peer):
         self.last_seen = max(self.last_seen, now + wait_s)  # it has been told to be silent
         self.wire.wheel.schedule(self.wire, min(self._login_deadline, self._silence_deadline()))
 
-    def login_accepted(self, groups: Sequence[str], answer: bytes) -> None:
+    def login_accepted(self, groups: Sequence[str] | None, answer: bytes) -> None:
         """Carry exactly the groups the engine names now; then answer, then what was held."""
         self.state = NEXT[self.state, Input.ACCEPTED]
-        self.gateway.carry(self.session, groups)
+        if groups is not None:
+            self.gateway.carry(self.session, groups)
         self.gateway.logged_in(self)
         self.wire.wheel.schedule(self.wire, min(self.expires_at, self._silence_deadline()))
         if not self.outbox.release(answer):

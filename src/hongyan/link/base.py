@@ -24,10 +24,11 @@ Told = tuple[int, Record, Outcome]
 
 
 class LoggedIn(NamedTuple):
-    """Answer to a login. `groups`: addresses of those that the user is a member of at that point of what is told."""
+    """Answer to a login. `groups`: addresses of those that the user is a member of at that point of what is told; None:
+    the session carries them already (`LinkedGateway.carry`)."""
 
     session_id: str
-    groups: Sequence[str]
+    groups: Sequence[str] | None
 
 
 class Item(msgspec.Struct, array_like=True, frozen=True):

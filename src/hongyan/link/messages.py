@@ -185,6 +185,7 @@ class Scrape(msgspec.Struct, array_like=True, tag=33):
     """`Figures`, please."""
 
 
+PRESENCE = dict[str, PresenceState]
 ANSWERS: dict[str, Any] = {
     "create_group": dict[str, Any],
     "join_group": dict[str, Any],
@@ -193,7 +194,7 @@ ANSWERS: dict[str, Any] = {
     "sync": SyncPage,
     "history": HistoryPage,
     "conversations": ConversationsPage,
-    "presence": dict[str, PresenceState],
+    "presence": PRESENCE,
 }
 LOGGED_IN = tuple[str, list[str]]  # the answer to `Login`: session_id, groups
 

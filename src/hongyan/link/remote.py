@@ -44,7 +44,8 @@ class RemoteEngine:
 
         self._entering.add(session)
         try:
-            return LoggedIn(*await self._asking(make, m.LOGGED_IN))
+            session_id, _ = await self._asking(make, m.LOGGED_IN)
+            return LoggedIn(session_id, None)
         finally:
             self._entering.discard(session)
 

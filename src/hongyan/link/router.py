@@ -287,7 +287,7 @@ class Router:
         if link.sessions.get(session) is not carried:  # it went while the engine was at it
             self._engine.logout(session)
             return
-        for group in groups:
+        for group in groups or ():
             self._topics.add(carried, group)
         self._newest[owner] = carried
         older = self._replaced.pop(owner, None)

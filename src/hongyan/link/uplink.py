@@ -3,8 +3,8 @@
 While there is no engine, what was accepted is held: sends in order, acknowledgements by their highest seq, logouts.
 The next one hears who is logged in and up to where this gateway was told; it tells the rest, then takes what is held.
 
-What is answered is taken by whoever waits for it before anything that follows it in the stream is told: it may rest on
-it (a login's groups).
+What is told behind a login's answer may rest on the groups in it: the session carries them at once. What is told of
+presence behind an answer about it waits until that one has been taken, in the loop's next turn.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Uplink:
         self._calls: dict[int, tuple[asyncio.Future[Any], Any, m.Login | None]] = {}
         self._next_call = itertools.count(1).__next__
         self._queue: deque[Any] = deque()
-        self._answered = False  # somebody has an answer, and has not taken it yet
+        self._answered = False  # somebody has an answer about presence, and has not taken it yet
         self._waiting = False  # the stream goes on in the loop's next turn
         self._by_user: dict[str, list[int]] | None = (
             None  # sessions, while it is told what was not told before
@@ -249,7 +249,7 @@ class Uplink:
         while queue:
             message = queue.popleft()
             kind = type(message)
-            if self._answered and kind is not m.Reply and kind is not m.Failure:
+            if self._answered and kind is m.Presence:
                 self._answered = False
                 if pausing:
                     queue.appendleft(message)
@@ -293,7 +293,6 @@ class Uplink:
         match message:
             case m.Reply() | m.Failure():
                 self._resolve(message)
-                self._answered = True
             case m.Refusal(sends, error):
                 theirs = [send for send in sends if self._held.take(*send)]
                 if theirs:
@@ -337,6 +336,9 @@ class Uplink:
         if login is not None:
             user, device, session_id = login.user, login.device, answer[0]
             self.sessions[login.session] = Resumed(login.session, user, device, session_id, {})
+            self.gateway.carry(login.session, answer[1])
+        elif kind is m.PRESENCE:
+            self._answered = True
         future.set_result(answer)
 
     # after an engine's death

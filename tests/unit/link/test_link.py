@@ -89,6 +89,10 @@ class Engine:
         self.reads -= 1
         return HistoryPage([], False)
 
+    async def presence(self, session: int, users: Sequence[str], subscribe: bool) -> dict[str, PresenceState]:
+        self._note("presence", session)
+        return {f"@{user}": PresenceState(False, None) for user in users}
+
     async def leave_group(self, session: int, group: str) -> dict[str, Any]:
         raise RuntimeError("broken on purpose")
 
@@ -239,32 +243,47 @@ async def test_duplicates_rejections_and_refusals_go_to_their_session(room: Room
     assert two.told == []
 
 
-async def test_an_answer_is_taken_before_what_follows_it_is_told(room: Room) -> None:
-    """A login that returns groups, and in the same frame the news that the user has left one."""
+async def test_a_logins_groups_are_carried_before_what_follows_is_told(room: Room) -> None:
+    """Logins, and in the same frame the news that one of the users has left a group: all in one turn."""
     one = room.gateways[0]
     room.engine.groups = ["#g"]
     room.engine.gate.clear()
-    order: list[str] = []
-
-    async def log_in(n: int) -> None:
-        _, groups = await one.engine.login(one.session(n), f"u{n}", "d", "")
-        order.append(f"login {n} {list(groups)}")
-
-    tasks = [asyncio.create_task(log_in(n)) for n in range(3)]
+    tasks = [asyncio.create_task(one.engine.login(one.session(n), f"u{n}", "d", "")) for n in range(3)]
     await room.engine.until("login", one.session(2))
-    one.tell = lambda told, first=0: order.extend(type(each[2]).__name__ for each in told)  # type: ignore[method-assign]
+    turns: list[int] = []
+    take = one.link._take
+    one.link._stream._take = lambda received: (turns.append(len(received)), take(received))  # type: ignore
     room.engine.gate.set()
     while len(room.engine.logged_in) < 3:
         await asyncio.sleep(0)
     left = GroupChanged("#g", "", "open", "", 1, 1, 0, (("left", "u1"),))
     room.router.tell([(0, Join(1, 1, "u1", "#g", 9, 9), left)], 8)
-    await asyncio.gather(*tasks)
-    while "GroupChanged" not in order:
-        await asyncio.sleep(0)
-    assert order == ["login 0 ['#g']", "login 1 ['#g']", "login 2 ['#g']", "GroupChanged"]
+    assert [groups for _, groups in await asyncio.gather(*tasks)] == [None] * 3, "they are carried already"
+    await one.until("told", 0, "GroupChanged")
+    assert one.heard == [*[("carry", one.session(n), ("#g",)) for n in range(3)], ("told", 0, "GroupChanged")]
+    assert len(turns) == 1
     stored(room, 0, "#g", "x", "k")
-    while "Message" not in order:
+    await one.until("told", 0, "Message")
+
+
+async def test_an_answer_about_presence_is_taken_before_what_follows(room: Room) -> None:
+    one = room.gateways[0]
+    a = one.session(1)
+    await one.engine.login(a, "a", "d", "")
+    order: list[str] = []
+
+    async def watch() -> None:
+        order.append(f"answer {(await one.engine.presence(a, ['b'], True))['@b'].online}")
+
+    one.presence = lambda sessions, states: order.append(f"push {states['@b'].online}")  # type: ignore[method-assign]
+    watching = asyncio.create_task(watch())
+    await room.engine.until("presence", a)
+    room.router.presence([a], {"@b": PresenceState(True, None)})
+    await watching
+    while len(order) < 2:
         await asyncio.sleep(0)
+    assert order == ["answer False", "push True"]
+    assert one.link.sessions[a].followed == {"b": True}
 
 
 async def test_a_replaced_device_hands_over_what_it_had_acknowledged_before_the_newer_is_answered(
