@@ -135,7 +135,10 @@ class Router:
     async def _log_out_all(self, link: Link) -> None:
         """A few at a time: those of other gateways are served meanwhile."""
         while link.sessions:
-            self._log_out(link, A_SLICE)
+            try:
+                self._log_out(link, A_SLICE)
+            except Exception:  # of one session, which is gone from the list: the others follow
+                log.exception("a logout failed", gateway=link.number)
             await asyncio.sleep(0)
         if self._leaving.get(link.number) is link:
             del self._leaving[link.number]

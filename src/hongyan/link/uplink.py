@@ -121,6 +121,10 @@ class Uplink:
             except OSError:
                 await asyncio.sleep(RETRY_S)  # it starts, or replays its journal
                 continue
+            except Exception:  # without a link this gateway serves nobody: whatever it is, it is tried again
+                log.exception("cannot link to the engine")
+                await asyncio.sleep(SWEEP_S)
+                continue
             self._stream = stream
             sessions = [*self.sessions.values(), *self._gone.values()]
             for first in range(0, len(sessions), m.A_MESSAGE):
@@ -148,12 +152,14 @@ class Uplink:
 
     def _sweep(self) -> None:
         """Twice a second: sends that the engine leaves without an answer."""
+        self._sweeping = self._loop.call_later(
+            SWEEP_S, self._sweep
+        )  # first: whatever fails here is tried again
         now = self._held.now = self._monotonic()
         late = self._held.take_before(now - ANSWER_S)
         if late:
             self.gateway.refuse(late, UNAVAILABLE)
         self._report()  # what is counted when this process dies is half a second old
-        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _report(self) -> None:
         if self._up is not None:

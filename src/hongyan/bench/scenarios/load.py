@@ -66,7 +66,7 @@ class Load:
 
 async def count(worker: Worker, owed: int | None) -> dict[str, Any]:
     """After the load: whether all processes together got the pushes that they were `owed` for what was acknowledged to
-    them. Where they did not, or None knows: who has heard how much of what."""
+    them. Where they did not, or None knows: who has heard how much of what, and how many were acknowledged."""
 
     async def barrier(client: Client) -> None:
         """Answered by the engine, behind every push that was told before."""
@@ -88,7 +88,7 @@ async def count(worker: Worker, owed: int | None) -> dict[str, Any]:
                 key = "|".join(sorted((client.user, key[1:])))
             low, high, number = heard.get(key, (last, last, 0))
             heard[key] = min(low, last), max(high, last), number + 1
-    return {"heard": heard}
+    return {"heard": heard, "acked": acked(worker), "unanswered": worker.waiting}
 
 
 def acked(worker: Worker) -> int:

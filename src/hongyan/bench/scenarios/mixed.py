@@ -52,6 +52,7 @@ async def mixed(worker: Worker) -> dict[str, Any]:
     async def join(client: Client) -> None:
         for name in groups.get(client.index, ()):
             await client.ask("join_group", {"group": name.decode()})
+            client.ledger.last.setdefault(name, 0)  # who never hears of it has missed it
         followed = [rnd.choice(addresses).decode() for _ in range(FOLLOWED)]
         await client.ask("presence", {"users": followed, "subscribe": True})
 
