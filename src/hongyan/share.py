@@ -32,6 +32,7 @@ class Share:
         self._turned = 0.0
         self._fit = self._left = self._pieces()  # pieces of this turn, and how many of them are left
         self._told = 0.0
+        self.turns = 0  # of the loop, while pieces come
 
     @property
     def wait_s(self) -> float:
@@ -61,6 +62,10 @@ class Share:
         """A piece has taken so long."""
         self._piece_s += _SMOOTHING * (seconds - self._piece_s)
 
+    def charge_too(self, seconds: float) -> None:
+        """So long it took beside what it was charged already: the mean settles at the sum of both."""
+        self._piece_s += _SMOOTHING * seconds
+
     def later(self) -> float:
         """Seconds after which one that is sent away may come back: behind those who wait, and those sent away before."""
         now = self._monotonic()
@@ -71,6 +76,7 @@ class Share:
         return max(1, int(max(self._floor_s, self._part * turn_s) / max(self._piece_s, 1e-6)))
 
     def _next(self) -> None:
+        self.turns += 1
         now = self._monotonic()
         took, self._turned = now - self._turned, now
         done = self._fit - self._left

@@ -332,6 +332,7 @@ class Queue:
 
     def __init__(self, wait_s: float) -> None:
         self.wait_s = wait_s
+        self.turns = 0
         self.waits = asyncio.Event()
         self.go = asyncio.Event()
 
@@ -341,6 +342,8 @@ class Queue:
 
     def charge(self, seconds: float) -> None:
         assert seconds >= 0
+
+    charge_too = charge
 
     def later(self) -> float:
         return self.wait_s + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from hongyan.share import LATEST_S, Share
 
 
@@ -61,6 +63,15 @@ async def test_what_a_piece_costs_is_learned() -> None:
     share = Share(clock, floor_s=0.002, part=0.25, piece_s=0.0001)
     turns = await storm(share, clock, 400, 0.004, 0)
     assert max(turns[-50:]) <= 2, "it was taken for forty times cheaper"
+
+
+async def test_what_a_piece_costs_beside_is_learned_too() -> None:
+    clock = Clock()
+    share = Share(clock, floor_s=0.002, part=0.25, piece_s=0.0001)
+    for _ in range(100):
+        share.charge(0.0003)
+        share.charge_too(0.0007)
+    assert share._piece_s == pytest.approx(0.001, rel=0.05)
 
 
 async def test_who_is_sent_away_comes_back_one_after_the_other() -> None:

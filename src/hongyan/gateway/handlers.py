@@ -72,6 +72,7 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
     await gateway.logins.turn()
     if not _verify(connection, request):
         return None
+    began, turns = gateway.monotonic(), gateway.logins.turns
     try:
         session_id, groups = await gateway.engine.login(
             connection.session, connection.user, request.data.device_id, request.data.platform
@@ -95,6 +96,8 @@ async def _log_in(connection: Connection, request: Login) -> bytes | None:
         "features": [],
     }
     connection.login_accepted(groups, _answer(connection, "login", request.message_id, answer))
+    if gateway.logins.turns == turns:  # a known device's, straight through: all of it was this login's work
+        gateway.logins.charge_too(gateway.monotonic() - began)
     return None
 
 
