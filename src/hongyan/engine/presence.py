@@ -109,11 +109,12 @@ class Presence:
 
     def tick(self, monotonic_ms: int) -> None:
         """Tell of those whose delay is over (`_leaving` is in order of deadline), `PUSHES` at a time."""
-        due = []
+        due, room = [], PUSHES
         for user, (deadline, last_seen) in self._leaving.items():
-            if deadline > monotonic_ms:
+            if deadline > monotonic_ms or room <= 0:
                 break
             due.append((user, last_seen))
+            room -= 1 + len(self._watchers.get(user, ()))
         for user, last_seen in due:
             del self._leaving[user]
             self._change(user, PresenceState(False, last_seen))
@@ -135,8 +136,9 @@ class Presence:
 
     def _tell(self, user: str, state: PresenceState) -> None:
         """Now, unless others wait already or too many follow."""
+        others = bool(self._changes)
         self._change(user, state)
-        if len(self._changes) == 1:
+        if not others:
             self._work(PUSHES)
 
     def _change(self, user: str, state: PresenceState) -> None:

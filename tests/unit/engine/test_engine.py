@@ -747,7 +747,7 @@ def test_presence_of_many_is_told_a_part_at_a_time() -> None:
     watched.came("star")  # before all have heard that it went: they hear the last
     watched.tick(1)
     assert PUSHES < len(told) <= 2 * PUSHES
-    while watched._changes:
+    while watched._changes or watched._leaving:
         watched.tick(1)
     last = {(session, user): state for session, states in told for user, state in states.items()}
     assert largest == PUSHES
@@ -755,6 +755,23 @@ def test_presence_of_many_is_told_a_part_at_a_time() -> None:
         assert last[follower.number, "@star"].online
         assert last[follower.number, "@other"] == PresenceState(False, 7)
     assert (followers[-1].number, "@other") not in last
+
+
+def test_of_many_who_leave_together_a_tick_takes_a_part() -> None:
+    watched = Presence(Sessions(), MemoryStore(), visibility="all", delay_ms=0, max_subscriptions=5000)
+    told: list[str] = []
+    watched.push = lambda sessions, states: told.extend(states)
+    names = [f"u{n}" for n in range(4000)]
+    watched.ask(Session(1, "f", "d", 1, ""), [f"@{name}" for name in names], True)
+    for name in names:
+        watched.went(name, 0, 7)
+    before = 0
+    while watched._leaving or watched._changes:
+        watched.tick(1)
+        assert before < len(told) <= before + PUSHES
+        assert len(told) + len(watched._changes) <= before + PUSHES, "collected, and not told"
+        before = len(told)
+    assert sorted(told) == sorted(f"@{name}" for name in names)
 
 
 def test_a_damaged_row_of_one_follower_costs_the_others_no_news() -> None:
