@@ -22,7 +22,7 @@ from hongyan.bench.ledger import MOST
 from hongyan.bench.meter import Interval
 from hongyan.bench.plan import Plan
 
-HEARTBEAT_S = 25.0
+HEARTBEAT_S = 20.0
 AT_A_TIME = 100  # connections that are being made
 SETTLE_S = 30.0  # for what is under way at the end
 ABSENT_S, AWAY_S = 3.0, 60.0  # a server that was never there is waited for, and one that may come back
@@ -126,15 +126,17 @@ class Worker:
                 group.create_task(one_after_the_other())
 
     async def connect_all(self) -> None:
+        # From the beginning: a hundred thousand take longer to come than one may be silent.
+        self._beating = asyncio.get_running_loop().create_task(self._beat(), name="heartbeats")
         await self.each(self.clients, self.connect, AT_A_TIME)
-        asyncio.get_running_loop().create_task(self._beat(), name="heartbeats")
 
     async def _beat(self) -> None:
         """Each connection in its own moment of the interval."""
-        part = 50
+        part, due = 50, now_ns()
         while True:
             for n in range(part):
-                await asyncio.sleep(HEARTBEAT_S / part)
+                due += int(HEARTBEAT_S / part * 1e9)  # (sleeps of a busy loop are long, and would add up)
+                await asyncio.sleep(max(0.0, (due - now_ns()) / 1e9))
                 for client in self.clients[n::part]:
                     if client.open:
                         client.beat()
