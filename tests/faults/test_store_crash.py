@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,22 @@ async def test_a_damaged_store_is_refused_and_nothing_overwritten(tmp_path: Path
     assert {name: after.get(name) for name in before if not name.endswith(".log")} == {
         name: content for name, content in before.items() if not name.endswith(".log")
     }
+
+
+async def test_a_young_store_without_current_is_refused_every_time(tmp_path: Path) -> None:
+    """All it has is a log of writes."""
+    store = opened(tmp_path / "store")
+    store.apply(1, batch(1, model_at(0)))
+    await store.sync()
+    path = shutil.copytree(tmp_path / "store", tmp_path / "as a kill leaves it")
+    await store.close()
+    assert not list(path.glob("*.sst"))
+    (path / "CURRENT").unlink()
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    for _ in range(2):
+        with pytest.raises(DataDirectoryError, match="no file CURRENT"):
+            opened(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 async def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:

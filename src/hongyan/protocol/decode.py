@@ -176,11 +176,12 @@ def _field_error(text: str) -> WireError:
 
 
 def _clamped(data: dict[str, Any]) -> dict[str, Any]:
-    """Integers past 64 bits as the largest, one level of maps deep: a seq beyond the last is clamped."""
+    """Integers past 64 bits as the largest, one level of maps deep: a seq beyond the last is clamped. Without names that
+    no field has: of those with a lone surrogate msgspec makes no text."""
     return {
         name: {key: _clamp(inner) for key, inner in each.items()}
         if isinstance(each, dict) and name in ("acks", "cursors") else _clamp(each)
-        for name, each in data.items() if isinstance(name, str)
+        for name, each in data.items() if isinstance(name, str) and _SURROGATE.search(name) is None
     }  # fmt: skip
 
 

@@ -74,9 +74,11 @@ class RocksStore(RocksReads):
         fatal: Callable[[BaseException], None],
     ) -> RocksStore:  # fmt: skip
         """Open or create; blocks. `identity` is the journal's. Raises DataDirectoryError."""
-        if not (path / "CURRENT").exists() and any(path.glob("*.sst")):
-            # RocksDB would take it for a new store and delete the tables as left over
-            raise DataDirectoryError(f"the store {path} is damaged: it has tables but no file CURRENT")
+        # RocksDB would take it for a new store, and delete the tables as left over. (Of one whose making a crash cut
+        # off there may be an empty log.)
+        rows = [file for kind in ("*.sst", "*.log") for file in path.glob(kind) if file.stat().st_size]
+        if rows and not (path / "CURRENT").exists():
+            raise DataDirectoryError(f"the store {path} is damaged: it has rows but no file CURRENT")
         try:
             db = Rdict(str(path), options(max_open_files), access_type=AccessType.read_write())
         except Exception as error:

@@ -230,6 +230,12 @@ def test_a_lone_surrogate_in_a_field_that_is_read(type: str, data: dict[str, Any
     assert refused(JSON, "heartbeat", {}, message_id="m\ud800") == ("invalid_field", "message_id", None)
 
 
+def test_a_lone_surrogate_in_a_name_that_is_not_read() -> None:
+    for type in ("heartbeat", "sync_offline"):
+        request(JSON, type, {"\ud800": 1})
+    assert refused(JSON, "history", {"\ud800": 1})[:2] == ("invalid_field", "data.conversation")
+
+
 @CODECS
 @pytest.mark.parametrize(
     ("data", "acks"),
