@@ -71,9 +71,15 @@ def lost_with_its_log_left(path: Path) -> None:
     path.unlink()
 
 
+def cut_within_its_first_page(path: Path) -> None:
+    path.with_name("journal.db-wal").write_bytes(b"\x37\x7f\x06\x82" * 20)
+    path.write_bytes(path.read_bytes()[:100])
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (cut_within_its_first_page, "damaged"),
         (foreign, "another program"),
         (lambda path: path.write_bytes(b""), "not a journal"),
         (lambda path: path.write_bytes(b"Dear diary, " * 1000), "not a journal"),

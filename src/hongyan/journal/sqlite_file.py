@@ -76,6 +76,8 @@ def check_header(path: Path) -> None:
             f"{path} was written by {'a newer' if version > VERSION else 'an older'} version of hongyan "
             f"(journal version {version}, this one knows {VERSION}): start that version"
         )
+    if path.stat().st_size < PAGE_BYTES:  # SQLite would refuse it too, but write its log into it before
+        raise DataDirectoryError(f"the journal {path} is damaged (cut off): restore it from a backup")
 
 
 def refusal(path: Path, error: sqlite3.Error) -> DataDirectoryError:
