@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,39 @@ def test_two_people_talk(chat: Chat, name: Callable[[str], str]) -> None:
         terminal.type("/quit\r")
         assert terminal.ended() == 0
         assert terminal.sane()
+
+
+def test_history_goes_on_beyond_a_page(chat: Chat, server: ServerProcess, name: Callable[[str], str]) -> None:
+    user = name("alice")
+    command = [
+        sys.executable,
+        "-m",
+        "hongyan",
+        "chat",
+        "--user",
+        user,
+        "--to",
+        f"@{user}",
+        "--url",
+        server.url,
+    ]
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCES)}
+    lines = "".join(f"line-{n}\n" for n in range(1, 611))
+    said = subprocess.run(
+        [*command, "--data-dir", str(server.data_dir)], input=lines, text=True, env=env, timeout=60
+    )
+    assert said.returncode == 0
+    terminal = chat(user, "--to", f"@{user}")
+    settled(terminal, user)
+    terminal.type("/history 605\r")
+    terminal.until("line-6")
+    terminal.until("line-610")
+    terminal.until("there are older ones: /history 1210 shows more")
+    terminal.type("/history 1210\r")
+    terminal.until("line-1")
+    terminal.until("line-610")
+    terminal.type("/history x\r")
+    terminal.until("a number from 1 on")
 
 
 @pytest.mark.parametrize("no_cpr", ["0", "1"], ids=["asks where the cursor is", "does not ask"])

@@ -200,13 +200,25 @@ class Prompt:
         self._say(f"invited {' '.join(users)} to {group}", DIM)
 
     async def _history(self, words: list[str]) -> None:
-        count = int(words[0]) if words and words[0].isdigit() else 20
+        if words and not (words[0].isdecimal() and int(words[0])):
+            raise ValueError("/history [n], a number from 1 on")
+        count = int(words[0]) if words else 20
         if self._to is None:
             raise ValueError("history of whom? /to @bob first")
-        messages, _ = await self._client.history(self._to, limit=max(1, min(count, 500)))
+        messages: list[Message] = []
+        more = True
+        while more and len(messages) < count:
+            before = messages[0].seq if messages else None
+            limit = min(count - len(messages), 500)
+            page, more = await self._client.history(self._to, before=before, limit=limit)
+            if not page:
+                break
+            messages = page + messages
         for message in messages:
             self._show(message, DIM)
-        if not messages:
+        if more:
+            self._say(f"there are older ones: /history {2 * count} shows more", DIM)
+        elif not messages:
             self._say("nothing yet", DIM)
 
     async def _who(self, words: list[str]) -> None:

@@ -39,16 +39,22 @@ _STALE = WireError(
 )  # fmt: skip
 
 
+ITEM_BYTES = 180  # of an item's names, numbers and marks
+
+
 def item_bytes(message: Message) -> int:
     """An upper bound of one item's size on the wire in either codec.
 
     MessagePack spells a number of three JSON characters in nine bytes (a factor of 9/4 with its comma);
-    in JSON a character of `key` may take twelve (`\\ud83d\\ude00`).
+    in JSON a character of `key` may take twelve (`\\ud83d\\ude00`), where it is not plain text.
     """
     content = len(message.content)
     if message.content[:1] in b"[{":
         content = content * 9 // 4
-    return content + 12 * len(message.key) + len(message.conversation) + 320
+    key = message.key
+    plain = key.isascii() and key.isprintable()  # a quotation mark takes two
+    names = len(message.conversation) + len(message.sender) + len(message.content_type)
+    return content + names + (2 if plain else 12) * len(key) + ITEM_BYTES
 
 
 class Turn:

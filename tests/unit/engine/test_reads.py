@@ -7,12 +7,16 @@ import itertools
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hongyan.engine import reads
 from hongyan.engine.reads import PAGE_BYTES, SLICE, TURN_MS, Reader, Turn, item_bytes
 from hongyan.engine.sessions import Session
 from hongyan.errors import Refused
+from hongyan.protocol.codec import JSON, MSGPACK
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.state import Changes, Conversation, Membership, Message, User
 from memory_store import MemoryStore
@@ -334,3 +338,21 @@ async def test_history_is_bounded_in_bytes_from_the_end_that_was_asked_for(after
     page = await world.reader.history(world.session, "@bob", None, after, 50)
     assert [item.message.seq for item in page.items] == ([1, 2] if after == 0 else [6, 7])
     assert page.has_more
+
+
+@given(
+    key=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64),
+    content=st.recursive(st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=9),
+                         lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.text(max_size=9), inner)),
+    size=st.integers(1, 64), seq=st.integers(1, 2**40),
+)  # fmt: skip
+@pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=["json", "msgpack"])
+def test_no_item_is_larger_than_it_is_weighed(
+    codec: Any, key: str, content: Any, size: int, seq: int
+) -> None:
+    """And a page of ordinary ones holds as many as may be asked for."""
+    name = "x" * size
+    key = key[:64]
+    made = Message(f"{name}|{name}", seq, 2**62, 2**41, name, key, name, msgspec.json.encode(content))
+    assert len(bytes(codec.item(f"@{name}", made, True))) + 1 <= item_bytes(made)
+    assert 500 * item_bytes(Message("ann|ben", seq, 1, 1, "ann", "0" * 36, "text", b'"hello"')) <= PAGE_BYTES
