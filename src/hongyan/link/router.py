@@ -276,6 +276,8 @@ class Router:
 
     async def _log_in(self, login: m.Login, carried: Carried[Link]) -> None:
         link, session, owner = carried.link, login.session, (login.user, login.device)
+        if link.sessions.get(session) is not carried:  # given up before its turn: it must not replace anybody
+            return
         try:
             session_id, groups = await self._engine.login(session, *owner, login.platform)
         except Refused as refusal:
