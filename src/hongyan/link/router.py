@@ -41,6 +41,7 @@ READS = frozenset({"sync", "history", "conversations"})
 ROOM_BYTES = 1024 * 1024
 READS_AT_A_TIME = 4  # of a gateway: each may pass ROOM_BYTES by a reply
 _EARLIER_LOGIN = WireError("unavailable", "an earlier login of this connection is under way")
+
 log = structlog.get_logger("hongyan.link")
 
 
@@ -226,11 +227,11 @@ class Router:
 
     def _figures(self, link: Link, reported: m.Figures) -> None:
         """Twice a second, so that a quiet gateway is told how far it is: else the journal is trimmed past it, and after
-        the engine's death its clients would have to come back."""
+        the engine's death its clients would have to come back. And that it hears anything: else it takes the engine for
+        one that hangs."""
         self._scraper.report(link.number, reported.counters)
-        if (offset := self._engine.offset) > link.told:
-            link.told = offset
-            link.stream.put(m.Told(offset))
+        link.told = self._engine.offset
+        link.stream.put(m.Told(link.told))
 
     async def total(self) -> Counters:
         """The counters of all processes."""

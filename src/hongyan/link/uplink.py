@@ -79,6 +79,7 @@ class Uplink:
         # Who waits, for what type, and the login if it is one.
         self._calls: dict[int, tuple[asyncio.Future[Any], Any, m.Login | None]] = {}
         self._next_call = itertools.count(1).__next__
+        self._silent = 0  # sweeps since the engine said anything: a clock would count our own standstill too
         self._queue: deque[Any] = deque()
         self._answered = False  # somebody has an answer about presence, and has not taken it yet
         self._waiting = False  # the stream goes on in the loop's next turn
@@ -151,15 +152,26 @@ class Uplink:
             log.warning("the engine is gone", held=len(self._held))
 
     def _sweep(self) -> None:
-        """Twice a second: sends that the engine leaves without an answer."""
-        self._sweeping = self._loop.call_later(
-            SWEEP_S, self._sweep
-        )  # first: whatever fails here is tried again
+        """Twice a second: sends that the engine leaves without an answer, and everything else once it says nothing."""
+        # First: whatever fails here is tried again.
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         now = self._held.now = self._monotonic()
         late = self._held.take_before(now - ANSWER_S)
         if late:
             self.gateway.refuse(late, UNAVAILABLE)
+        self._silent += 1
+        if self._silent * SWEEP_S > ANSWER_S:
+            self._give_up()
         self._report()  # what is counted when this process dies is half a second old
+
+    def _give_up(self) -> None:
+        """The engine answers each report at once, unless it hangs. (Not a limit for each call: a read may have to wait, and
+        would be done for nobody while its client asks again behind it.)"""
+        for future, _, login in self._calls.values():
+            if not future.done():
+                if login is not None:  # it may still come to it
+                    self.logout(login.session)
+                future.set_exception(Refused(UNAVAILABLE))
 
     def _report(self) -> None:
         if self._up is not None:
@@ -200,8 +212,8 @@ class Uplink:
             self._gone[session] = known
 
     async def call(self, make: Callable[[int], m.Login | m.Ask], kind: Any) -> Any:
-        """Ask what `make(call)` says, and wait ANSWER_S for its answer, a `kind`. Raises Refused, Lost, or RuntimeError
-        for a defect of the engine."""
+        """Ask what `make(call)` says, and wait for its answer, a `kind`, as long as the engine says anything at all. Raises
+        Refused, Lost, or RuntimeError for a defect of the engine."""
         if self._up is None:
             try:
                 async with asyncio.timeout(max(0.0, self._away_since + ANSWER_S - self._monotonic())):
@@ -217,12 +229,7 @@ class Uplink:
         login = question if isinstance(question, m.Login) else None
         self._calls[call] = future, kind, login
         try:
-            async with asyncio.timeout(ANSWER_S):
-                return await future
-        except TimeoutError:  # it hangs, or has far too much to do
-            if login is not None:  # it may still come to it
-                self.logout(login.session)
-            raise Refused(UNAVAILABLE) from None
+            return await future
         finally:
             self._calls.pop(call, None)
 
@@ -244,6 +251,7 @@ class Uplink:
     # what is told
 
     def _take(self, received: list[Any]) -> None:
+        self._silent = 0
         self._queue.extend(received)
         if not self._waiting:
             self._go_on()

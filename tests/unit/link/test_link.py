@@ -416,23 +416,64 @@ async def test_without_an_engine_for_long_what_waits_is_unavailable(room: Room, 
         await one.engine.join_group(a, "#g")
 
 
-async def test_what_an_engine_leaves_unanswered_is_unavailable(room: Room, monkeypatch) -> None:
+async def test_what_a_hung_engine_leaves_unanswered_is_unavailable(room: Room, monkeypatch) -> None:
     monkeypatch.setattr(uplink, "ANSWER_S", 0.2)
     gateway, _ = room.gateways
     await gateway.engine.login(gateway.session(1), "alice", "d", "")
-    room.engine.gate.clear()
+    unread: list[tuple[Any, ...]] = []
+    take = room.router._take
+    room.router._take = lambda *received: unread.append(received)  # type: ignore[method-assign]
     with pytest.raises(Refused, match="does not answer"):
         await gateway.engine.join_group(gateway.session(1), "#g")
     with pytest.raises(Refused, match="does not answer"):
         await gateway.engine.login(gateway.session(2), "bob", "d", "")
-    await room.engine.until("logout", gateway.session(2))  # it may have come to it meanwhile
-    with pytest.raises(Refused, match="an earlier login"):
-        await gateway.engine.login(gateway.session(2), "carol", "d", "")
-    room.engine.gate.set()  # late answers are nobody's
+    async with asyncio.timeout(5):
+        while messages.Logout(gateway.session(2)) not in [each for _, some in unread for each in some]:
+            await asyncio.sleep(0)
+    room.router._take = take  # type: ignore[method-assign]
+    for received in unread:
+        take(*received)
+    # Late answers are nobody's, and who was given up is not let in.
     assert (await gateway.engine.join_group(gateway.session(1), "#g"))["group"] == "#g"
+    assert ("login", gateway.session(2)) not in room.engine.calls
     assert gateway.session(2) not in gateway.link.sessions
     await gateway.engine.login(gateway.session(2), "carol", "d", "")
     assert room.engine.logged_in[gateway.session(2)] == ("carol", "d")
+
+
+async def test_an_engine_that_has_much_to_do_is_waited_for(room: Room, monkeypatch) -> None:
+    """What it has been asked it will do: a client that asked again would only stand behind that."""
+    monkeypatch.setattr(uplink, "ANSWER_S", 0.05)
+    monkeypatch.setattr(uplink, "SWEEP_S", 0.02)
+    gateway, _ = room.gateways
+    sweeps = asyncio.Semaphore(0)
+    gateway.link._figures = lambda: sweeps.release() or {}  # type: ignore[func-returns-value]
+    await gateway.engine.login(gateway.session(1), "alice", "d", "")
+    room.engine.gate.clear()
+    joining = asyncio.create_task(gateway.engine.join_group(gateway.session(1), "#g"))
+    async with asyncio.timeout(5):
+        for _ in range(20):
+            await sweeps.acquire()
+    room.engine.gate.set()
+    assert await joining == {"group": "#g"}
+
+
+async def test_no_second_login_while_one_is_under_way_in_the_engine(room: Room) -> None:
+    gateway, _ = room.gateways
+    room.engine.gate.clear()
+    first = asyncio.create_task(gateway.engine.login(gateway.session(2), "bob", "d", ""))
+    await room.engine.until("login", gateway.session(2))
+    gateway.engine.logout(gateway.session(2))
+    await room.engine.until("logout", gateway.session(2))
+    with pytest.raises(Refused, match="an earlier login"):
+        await gateway.engine.login(gateway.session(2), "carol", "d", "")
+    room.engine.gate.set()
+    async with asyncio.timeout(5):
+        while room.router._entering:
+            await asyncio.sleep(0)
+    await gateway.engine.login(gateway.session(2), "carol", "d", "")
+    assert room.engine.logged_in[gateway.session(2)] == ("carol", "d")
+    first.cancel()
 
 
 async def test_who_gave_up_during_an_outage_is_not_logged_in_after_it(room: Room) -> None:
@@ -467,13 +508,19 @@ async def test_a_gateway_that_takes_nothing_is_cut_and_told_the_rest(room: Room,
     await one.until("told", 0, "Message")
 
 
-async def test_reads_wait_for_room_in_the_link(room: Room) -> None:
-    """A storm of them would fill it, and what is told would wait behind."""
+async def behind(room: Room) -> tuple[Gateway, int, router.Link]:
+    """A gateway, a session of its, and their link, in which much waits."""
     one = room.gateways[0]
     a = one.session(1)
     await one.engine.login(a, "a", "d", "")
     link = room.router.links[1]
     link.stream.pause_writing()
+    return one, a, link
+
+
+async def test_reads_wait_for_room_in_the_link(room: Room) -> None:
+    """A storm of them would fill it, and what is told would wait behind."""
+    one, a, link = await behind(room)
     reads = [asyncio.create_task(one.engine.history(a, "@b", None, None, 10)) for _ in range(20)]
     assert await one.engine.join_group(a, "#g") == {"group": "#g"}, "only reads wait"
     assert not [call for call in room.engine.calls if call[0] == "history"]
@@ -484,11 +531,7 @@ async def test_reads_wait_for_room_in_the_link(room: Room) -> None:
 
 
 async def test_reads_that_wait_for_a_link_end_with_it(room: Room) -> None:
-    one = room.gateways[0]
-    a = one.session(1)
-    await one.engine.login(a, "a", "d", "")
-    link = room.router.links[1]
-    link.stream.pause_writing()
+    one, a, link = await behind(room)
     read = asyncio.create_task(one.engine.history(a, "@b", None, None, 10))
     await one.engine.join_group(a, "#g")
     link.stream.abort()
