@@ -59,6 +59,7 @@ def everything(
         said[f"groups {user}"] = store.memberships(user, groups=True)
         for name in conversations:
             said[f"membership {user} {name}"] = store.membership(user, name)
+    said["conversations"] = store.conversations(conversations)
     for name in conversations:
         said[f"conversation {name}"] = of = store.conversation(name)
         last = of.last_seq if of is not None else 0

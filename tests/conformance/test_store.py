@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hongyan.protocol.state import Changes, Conversation, Device, Membership, User
+from hongyan.protocol.state import Changes, Conversation, Device, Membership, Message, User
 from hongyan.store.base import Store
 from hongyan.store.rocks import RocksStore
 from memory_store import MemoryStore
@@ -216,6 +216,16 @@ async def test_find_gives_the_newest_of_a_key_and_confuses_no_two(
         assert found.seq == seq
     assert store.find("a", "#a", "") is None
     assert store.find("a", "a", "b\x00a\x00k") is None
+
+
+@everywhere
+async def test_a_chat_may_begin_at_the_epoch(reopen: Opener, settle: Any, where: str) -> None:
+    store = await reopen()
+    first = Message("a|b", 1, 1, 0, "a", "k", "text", b"1")
+    store.apply(1, changes(first))
+    store = await settle(store, where)
+    for user in "ab":
+        assert store.memberships(user) == [("a|b", Membership(1, 0, 1))]
 
 
 @everywhere

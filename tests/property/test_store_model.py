@@ -11,6 +11,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from store_rows import changes, everything, message
 
 LONG = bool(os.environ.get("HONGYAN_TEST_LONG"))
 USERS = ["a", "b", "bb"]
-NAMES = ["#a", "#ab", "a|b", "a|bb"]
+NAMES = ["#a", "#ab", "a|a", "a|b", "a|bb"]
 KEYS = ["k", "\x00", "a\x00k"]
 
 users, names, keys = st.sampled_from(USERS), st.sampled_from(NAMES), st.sampled_from(KEYS)
@@ -107,7 +108,7 @@ class StoreLife(RuleBasedStateMachine):
         batch, offset = self.merged(steps), self.model.offset + records
 
         async def on_the_loop() -> None:
-            self.store.apply(offset, batch)
+            self.store.apply(offset, deepcopy(batch))  # it owns what it is given
 
         self.loop.run(on_the_loop())
         self.model.apply(offset, batch)
@@ -153,7 +154,7 @@ class StoreLife(RuleBasedStateMachine):
 
         async def replay() -> None:
             for offset, batch in missing:
-                self.store.apply(offset, batch)
+                self.store.apply(offset, deepcopy(batch))  # it owns what it is given
 
         self.loop.run(replay())
 

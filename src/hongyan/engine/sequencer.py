@@ -106,7 +106,14 @@ class Sequencer:
         self._first = first
         self._window.forget(log_ms)
         window, changes = self._window, state.changes
-        stored = self._view.conversations({each.conversation for each in batch if type(each) is records.Send})
+        # Not what is looked up anyway: mostly it is a duplicate, and of those nothing else is read.
+        stored = self._view.conversations(
+            {
+                each.conversation
+                for each in batch
+                if type(each) is records.Send and not (each.retry or log_ms - each.at > LATE_MS)
+            }
+        )
         recent, odd = window.entries, window.odd
         conversations, messages = changes.conversations, changes.messages
         marks: list[Mark] = []
@@ -129,6 +136,8 @@ class Sequencer:
                     mark = key
                     odd.add(key)
             before = conversations.get(name) or stored.get(name)
+            if before is None and anywhere:
+                before = self._view.conversation(name)
             if before is None or name[:1] == "#":
                 problem = self._group_send(record, before) if name[:1] == "#" else self._open_direct(record)
                 if problem is not None:

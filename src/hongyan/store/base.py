@@ -26,8 +26,9 @@ class Store(Protocol):
         """Full, and the disk took nothing at the last try: more than a moment's `busy`."""
 
     def apply(self, offset: int, changes: Changes) -> None:
-        """Take the changes of the batch that ends at `offset` (> the last), and keep them: they are not to change any
-        more. A direct chat's first message comes with its entry in `directs`. In memory at once, on disk later,
+        """Take the changes of the batch that ends at `offset` (> the last), and own them: nobody else reads or
+        writes them any more. A direct chat's first message comes with its entry in `directs`, and its memberships are
+        never deleted. In memory at once, on disk later,
         whole batches in offset order. Never blocks for the disk, never raises for it."""
 
     def conversation(self, key: str) -> Conversation | None:

@@ -134,8 +134,9 @@ class RocksReads:
             if row is not None:
                 found[name] = row
         for name, first in zip(fresh, self._get_many([keys.run(name, 1) for name in fresh]), strict=True):
-            if first is not None and (row := self.conversation(name)) is not None:
-                found[name] = row
+            if first is not None:
+                found[name] = row = self._stored_direct(name, first)
+                self._conversations.put(name, row)
         return found
 
     def _stored_conversation(self, key: str) -> Conversation | None:
@@ -146,16 +147,15 @@ class RocksReads:
             return decode_conversation(raw) if raw is not None else None
         # The first message is asked for first: mostly the chat is new, and it is not there.
         run = self._get(keys.run(key, 1))
-        if run is None:
-            return None
+        return self._stored_direct(key, run) if run is not None else None
+
+    def _stored_direct(self, key: str, run: bytes) -> Conversation:
+        """`run`: its first."""
         raw = self._get(keys.conversation(key))
-        if raw is not None:
-            row = decode_conversation(raw)
-            run = self._get(keys.run(key, row.last_seq + 1))
-        while run is not None:  # what came since the row was written; each begins where the one before ends
-            newest = decode_run(run)[-1]
-            row = Conversation(newest.seq, newest.at)
-            run = self._get(keys.run(key, newest.seq + 1))
+        row = decode_conversation(raw) if raw is not None else _newest(run)
+        # What came since the row was written; each run begins where the one before ends.
+        while (later := self._get(keys.run(key, row.last_seq + 1))) is not None:
+            row = _newest(later)
         return row
 
     def user(self, user: str) -> User | None:
@@ -242,21 +242,22 @@ class RocksReads:
         rows = self._rows_from(keys.memberships(user), after + b"\x00")
         if groups:  # they sort below every direct chat
             rows = takewhile(lambda row: row[0].startswith(b"#"), rows)
-        said = ((name, False, raw) for name, raw in rows)
-        opens = ((name, True, run) for name, run in (() if groups else self._directs(user, after)))
+        said: Iterator[tuple[bytes, bool, Any]] = ((name, False, raw) for name, raw in rows)
+        opens = ((name, True, at) for name, at in (() if groups else self._directs(user, after)))
         for name, either in groupby(merge(said, opens), itemgetter(0)):
-            _, implied, raw = next(either)
-            yield name, opened(decode_run(raw)[0].at) if implied else decode_membership(raw)
+            _, implied, found = next(either)
+            yield name, opened(decode_run(found.value())[0].at) if implied else decode_membership(found)
 
-    def _directs(self, user: str, after: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """(key, first run) of the direct chats whose first user this is."""
+    def _directs(self, user: str, after: bytes) -> Iterator[tuple[bytes, RdictIter]]:
+        """(key, what stands at the first run) of the direct chats whose first user this is. Mostly there is a row, and
+        nobody reads the run: it may be long."""
         assert self._db is not None
         prefix = f"m{user}|".encode()
         rows = self._db.iter(ReadOptions())
         rows.seek(max(prefix, b"m" + after + b"\x01"))  # behind the last run of `after`
         while rows.valid() and (key := rows.key()).startswith(prefix):
             name = key[1 : key.index(0)]
-            yield name, rows.value()
+            yield name, rows
             rows.seek(b"m" + name + b"\x01")
         if not rows.valid():
             self._check(rows)
@@ -329,6 +330,12 @@ class RocksReads:
                 rows.next()
         if not rows.valid():
             self._check(rows)
+
+
+def _newest(run: bytes) -> Conversation:
+    """Of a direct chat whose last run this is."""
+    message = decode_run(run)[-1]
+    return Conversation(message.seq, message.at)
 
 
 def _bounded(messages: list[Message], limit: int) -> list[Message]:

@@ -54,7 +54,8 @@ def write_batch(unit: Unit) -> WriteBatch:
             put(keys.conversation(key), encode(conversation))
     for user, found in unit.users.items():
         put(keys.user(user), encode(found))
-    since, raw = 0, b""
+    since: int | None = None
+    raw = b""
     for name, at in unit.directs.items():
         a, _, b = name.partition("|")  # the row of `a` is said by the messages (`RocksReads._memberships_of`)
         if at != since:  # many begin in one millisecond

@@ -24,7 +24,7 @@ from hongyan.metrics import Counters
 from hongyan.protocol.names import direct_key
 from hongyan.protocol.outcomes import Duplicate, GroupChanged, Outcome, Rejected
 from hongyan.protocol.records import Acked, Cursors, Record, Register, Send
-from hongyan.protocol.state import Membership, Message
+from hongyan.protocol.state import Membership, Message, User
 from memory_store import MemoryStore
 
 
@@ -794,6 +794,27 @@ def test_a_damaged_row_of_one_follower_costs_the_others_no_news() -> None:
     watched.went("star", 0, 7)
     watched.tick(1)
     assert sorted(told) == [0, 2]
+
+
+def test_a_damaged_row_costs_one_resumed_session_its_news() -> None:
+    store, sessions = MemoryStore(), Sessions()
+    watched = Presence(sessions, store, visibility="all", delay_ms=0, max_subscriptions=10)
+    told: list[int] = []
+    watched.push = lambda to, states: told.extend(to)
+    for number, followed in enumerate(("star", "damaged", "star"), 1):
+        session = Session(number, f"f{number}", "d", 1, "")
+        sessions.add(session)
+        watched.resume(session, {followed: True}, 0)
+    user = store.user
+
+    def damaged(name: str) -> User | None:
+        if name == "damaged":
+            raise DataDirectoryError("a block is damaged")
+        return user(name)
+
+    store.user = damaged  # type: ignore[method-assign]
+    watched.tick(1)
+    assert told == [1, 3]
 
 
 async def test_the_journal_is_trimmed_by_the_window_of_the_safe_offset(

@@ -12,7 +12,7 @@ from hongyan.engine.sequencer import Sequencer
 from hongyan.engine.window import Window
 from hongyan.journal.base import Entry
 from hongyan.protocol.outcomes import Outcome
-from hongyan.protocol.records import CreateGroup, Join, Login, Record, Send
+from hongyan.protocol.records import CreateGroup, Invite, Join, Login, Record, Send
 from hongyan.protocol.state import Message
 from memory_store import MemoryStore
 
@@ -131,3 +131,7 @@ def test_too_much_is_not_told(log: Log, monkeypatch: pytest.MonkeyPatch) -> None
     log.batch(*more)
     assert gap_after(log, log.store, offset) is None  # type: ignore[arg-type]
     assert len(told(log, offset + 1).messages) == 2
+    monkeypatch.setattr(gaps, "MAX_RECORDS", 100)
+    monkeypatch.setattr(gaps, "MAX_TOPICS", 3)
+    log.batch(Invite(9, 9, "a", "#g", [f"u{n}" for n in range(4)]))
+    assert gap_after(log, log.store, offset) is None  # type: ignore[arg-type]

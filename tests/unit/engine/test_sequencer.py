@@ -51,6 +51,21 @@ def test_duplicates_inside_the_window_and_with_retry_for_ever() -> None:
     assert isinstance(fold.send("alice", "bob", "a", retry=True), Duplicate)
 
 
+def test_of_a_resend_that_is_there_nothing_else_is_read() -> None:
+    """Its conversation may be damaged where the message is not: it costs nobody the fold."""
+    fold = Fold()
+    fold.login("alice"), fold.login("bob")
+    fold.send("alice", "bob", "k")
+
+    def damaged(*names: object) -> None:
+        assert not names[0], "a block is damaged"
+
+    fold.store.conversation = damaged  # type: ignore[method-assign, assignment]
+    fold.store.conversations = lambda names: damaged(names) or {}  # type: ignore[method-assign, func-returns-value]
+    assert isinstance(fold.send("alice", "bob", "k", retry=True), Duplicate)
+    assert isinstance(fold.send("alice", "bob", "k", at=fold.now - LATE_MS - 1), Duplicate)
+
+
 def test_a_late_record_is_looked_up_like_a_retry() -> None:
     fold = Fold(span_ms=10)
     fold.login("alice"), fold.login("bob")
