@@ -185,9 +185,8 @@ class Run:
         if self._missing:
             what = "are missing" if self._missing > 0 else "came that nobody was told of"
             problems.append(f"{abs(self._missing)} pushes of acknowledged messages {what}")
-        if (
-            heard and not self._plan.users
-        ):  # users of our own making have no past: each seq is one message of this run
+        # Users of our own making have no past: each seq is one message of this run.
+        if heard and not self._plan.users:
             stored = sum(high for _, high, _ in heard.values())
             acked = sum(found.get("acked", 0) for found in self._results)
             unanswered = sum(found.get("unanswered", 0) for found in self._results)
