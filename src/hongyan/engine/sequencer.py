@@ -107,13 +107,9 @@ class Sequencer:
         self._window.forget(log_ms)
         window, changes = self._window, state.changes
         # Not what is looked up anyway: mostly it is a duplicate, and of those nothing else is read.
-        stored = self._view.conversations(
-            {
-                each.conversation
-                for each in batch
-                if type(each) is records.Send and not (each.retry or log_ms - each.at > LATE_MS)
-            }
-        )
+        in_time = log_ms - LATE_MS
+        fresh = {r.conversation for r in batch if type(r) is records.Send and r.at >= in_time and not r.retry}
+        stored = self._view.conversations(fresh)
         recent, odd = window.entries, window.odd
         conversations, messages = changes.conversations, changes.messages
         marks: list[Mark] = []
@@ -125,7 +121,7 @@ class Sequencer:
             sender, name, at = record.sender, record.conversation, record.at
             key = (sender, name, record.key)
             mark: Mark = hash(key)
-            anywhere = record.retry or log_ms - at > LATE_MS
+            anywhere = record.retry or at < in_time
             if mark in recent or anywhere or odd:
                 sent = self._duplicate(key, anywhere)
                 if sent is not None:  # before membership: a stored message is acknowledged also after leaving
