@@ -226,10 +226,11 @@ def test_what_was_typed_and_never_sent_is_said(chat: Chat) -> None:
 
 def test_a_script_at_a_terminal_leaves_after_its_count(chat: Chat, name: Callable[[str], str]) -> None:
     user = name("alice")
-    terminal = chat(user, "--to", f"@{user}", "--count", "1")
-    terminal.type("hello\n")
     sender = chat(user, "--to", f"@{user}", "--device", "other")
     settled(sender, user)
+    terminal = chat(user, "--to", f"@{user}", "--count", "1")
+    terminal.type("hello\n")
+    sender.until(f"{user}: hello")  # so the script is logged in: a new device is told only what comes after it
     sender.type("back\r")
     terminal.until(f"@{user} {user}: back")
     assert terminal.ended() == 0
