@@ -230,9 +230,8 @@ def test_a_script_at_a_terminal_leaves_after_its_count(chat: Chat, name: Callabl
     settled(sender, user)
     terminal = chat(user, "--to", f"@{user}", "--count", "1")
     terminal.type("hello\n")
-    sender.until(
-        f"{user}: hello"
-    )  # so the script is logged in: a new device is told only what comes after it
+    # So the script is logged in: a new device is told only what comes after that.
+    sender.until(f"{user}: hello")
     sender.type("back\r")
     terminal.until(f"@{user} {user}: back")
     assert terminal.ended() == 0

@@ -21,9 +21,7 @@ def give_freed_memory_back() -> None:
     set for glibc in the environment holds.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    if "GLIBC_TUNABLES" in os.environ:
+    if mallopt is None or "GLIBC_TUNABLES" in os.environ:
         return
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
